@@ -1,0 +1,421 @@
+//! What a run was told to do: TOML and dotted overrides, defaults filled in,
+//! checked, printed and saved with every run.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// The whole configuration, one table per stage. Every key has a default, and
+/// the defaults train the bundled demo.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    pub model: ModelConfig,
+    pub data: DataConfig,
+    pub lora: LoraConfig,
+    pub reference: ReferenceConfig,
+    pub rollout: RolloutConfig,
+    pub reward: RewardConfig,
+    pub advantage: AdvantageConfig,
+    pub credit: CreditConfig,
+    pub loss: LossConfig,
+    pub optimizer: OptimizerConfig,
+    pub train: TrainConfig,
+    pub eval: EvalConfig,
+    pub log: LogConfig,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ComputeDtype {
+    F32,
+    Bf16,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ModelConfig {
+    /// A Hugging Face model folder, or a hub id found in the local cache.
+    /// Empty: the bundled demo model.
+    pub path: String,
+    /// Absent: f32 on the CPU, bf16 on CUDA.
+    pub compute_dtype: Option<ComputeDtype>,
+}
+
+impl Default for ModelConfig {
+    fn default() -> Self {
+        ModelConfig {
+            path: String::new(),
+            compute_dtype: None,
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DataConfig {
+    /// JSONL (also .gz) or a folder tree of JSON in MATH's layout. Empty: the demo's.
+    pub train: String,
+    pub eval: String,
+    /// `plain`, `chat`, or text with `{problem}`.
+    pub prompt_template: String,
+    /// Handed to the chat template; absent: the template's own default.
+    pub enable_thinking: Option<bool>,
+    /// Longer prompts are refused by name of the row (tokens).
+    pub max_prompt_length: usize,
+}
+
+impl Default for DataConfig {
+    fn default() -> Self {
+        DataConfig {
+            train: String::new(),
+            eval: String::new(),
+            prompt_template: "plain".into(),
+            enable_thinking: None,
+            max_prompt_length: 512,
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LoraConfig {
+    pub r: usize,
+    pub alpha: f32,
+    pub dropout: f32,
+    /// Short names: q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj.
+    pub target_modules: Vec<String>,
+    pub use_rslora: bool,
+    /// Start from this PEFT adapter folder (its rank and scale win).
+    pub init_from: Option<PathBuf>,
+}
+
+impl Default for LoraConfig {
+    fn default() -> Self {
+        LoraConfig {
+            r: 16,
+            alpha: 32.0,
+            dropout: 0.0,
+            target_modules: [
+                "q_proj",
+                "k_proj",
+                "v_proj",
+                "o_proj",
+                "gate_proj",
+                "up_proj",
+                "down_proj",
+            ]
+            .map(String::from)
+            .to_vec(),
+            use_rslora: false,
+            init_from: None,
+        }
+    }
+}
+
+/// What KL and ARCA's "adapter off" compare against.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ReferenceConfig {
+    /// A PEFT adapter folder; absent: the base model.
+    pub adapter: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RolloutConfig {
+    /// Completions per prompt.
+    pub group_size: usize,
+    pub temperature: f32,
+    pub top_p: f32,
+    pub top_k: usize,
+    pub min_p: f32,
+    pub max_completion_length: usize,
+    /// Stop strings beside the model's stop ids.
+    pub stop: Vec<String>,
+    /// Train although top_p / top_k / min_p make the sampler's distribution
+    /// differ from the policy's.
+    pub allow_truncated_sampling: bool,
+    /// Completions cut by length get no gradient.
+    pub mask_truncated: bool,
+    /// Most extra rounds of sampling that replace groups whose rewards are all
+    /// equal (0 = off).
+    pub refill_zero_variance: usize,
+}
+
+impl Default for RolloutConfig {
+    fn default() -> Self {
+        RolloutConfig {
+            group_size: 8,
+            temperature: 1.0,
+            top_p: 1.0,
+            top_k: 0,
+            min_p: 0.0,
+            max_completion_length: 512,
+            stop: Vec::new(),
+            allow_truncated_sampling: false,
+            mask_truncated: false,
+            refill_zero_variance: 0,
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RewardConfig {
+    pub functions: Vec<String>,
+    /// One per function; empty: all 1.
+    pub weights: Vec<f32>,
+    /// An external reward: program and arguments (JSONL in, JSONL out).
+    pub command: Vec<String>,
+}
+
+impl Default for RewardConfig {
+    fn default() -> Self {
+        RewardConfig {
+            functions: vec!["math".into()],
+            weights: Vec::new(),
+            command: Vec::new(),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AdvantageScale {
+    Group,
+    Batch,
+    None,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Baseline {
+    Mean,
+    LeaveOneOut,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AdvantageConfig {
+    pub scale: AdvantageScale,
+    pub baseline: Baseline,
+    /// Delta degrees of freedom of the standard deviation: 1 unbiased, 0 population.
+    pub ddof: usize,
+    pub epsilon: f32,
+}
+
+impl Default for AdvantageConfig {
+    fn default() -> Self {
+        AdvantageConfig {
+            scale: AdvantageScale::Group,
+            baseline: Baseline::Mean,
+            ddof: 1,
+            epsilon: 1e-4,
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CreditConfig {
+    /// uniform, surprisal, entropy_reduction, divergence, arca.
+    pub method: String,
+    pub exponent: f32,
+    pub epsilon: f32,
+    /// `post-norm`, `pre-norm`, or `layer:N` (the residual stream after layer N, from 0).
+    pub hidden: String,
+    /// lambda of lambda * uniform + (1 - lambda) * method.
+    pub mix: f32,
+    /// Steps of uniform credit at the start.
+    pub warmup_steps: usize,
+    /// Every so many steps all rows are scored for the diagnostics (0 = never).
+    pub probe_every: usize,
+}
+
+impl Default for CreditConfig {
+    fn default() -> Self {
+        CreditConfig {
+            method: "uniform".into(),
+            exponent: 1.0,
+            epsilon: 1e-8,
+            hidden: "post-norm".into(),
+            mix: 0.0,
+            warmup_steps: 0,
+            probe_every: 10,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LossType {
+    Grpo,
+    Bnpo,
+    DrGrpo,
+    Dapo,
+    Cispo,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RatioLevel {
+    Token,
+    Sequence,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SamplerCorrection {
+    None,
+    Truncate,
+    Mask,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LossConfig {
+    #[serde(rename = "type")]
+    pub loss_type: LossType,
+    pub epsilon: f32,
+    /// Absent: `epsilon` (for cispo: an absolute cap on the ratio).
+    pub epsilon_high: Option<f32>,
+    /// Two-sided clip: an upper bound of the ratio for negative advantages.
+    pub delta: Option<f32>,
+    /// Weight of the k3 KL against the reference.
+    pub beta: f32,
+    pub bias_correction_kl: bool,
+    pub importance_sampling_level: RatioLevel,
+    pub sampler_correction: SamplerCorrection,
+    /// Cap of the sampler correction's ratio.
+    pub sampler_correction_cap: f32,
+    /// Optimizer steps on each rollout batch.
+    pub inner_iterations: usize,
+    /// Semantic accumulation: micro-steps whose losses are averaged into one
+    /// optimizer step (TRL's meaning; not the physical split).
+    pub gradient_accumulation: usize,
+}
+
+impl Default for LossConfig {
+    fn default() -> Self {
+        LossConfig {
+            loss_type: LossType::Grpo,
+            epsilon: 0.2,
+            epsilon_high: None,
+            delta: None,
+            beta: 0.0,
+            bias_correction_kl: true,
+            importance_sampling_level: RatioLevel::Token,
+            sampler_correction: SamplerCorrection::None,
+            sampler_correction_cap: 3.0,
+            inner_iterations: 1,
+            gradient_accumulation: 1,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Schedule {
+    Constant,
+    Cosine,
+    Linear,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct OptimizerConfig {
+    pub learning_rate: f32,
+    pub schedule: Schedule,
+    pub warmup_steps: usize,
+    pub weight_decay: f32,
+    pub beta1: f32,
+    pub beta2: f32,
+    pub epsilon: f32,
+    /// Global norm; 0 = no clipping.
+    pub max_grad_norm: f32,
+}
+
+impl Default for OptimizerConfig {
+    fn default() -> Self {
+        OptimizerConfig {
+            learning_rate: 1e-5,
+            schedule: Schedule::Constant,
+            warmup_steps: 0,
+            weight_decay: 0.0,
+            beta1: 0.9,
+            beta2: 0.999,
+            epsilon: 1e-8,
+            max_grad_norm: 1.0,
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TrainConfig {
+    pub steps: usize,
+    pub prompts_per_step: usize,
+    pub seed: u64,
+    /// auto, cpu, cuda, emulator.
+    pub device: String,
+    /// Most rows of one packed batch: a physical limit, never part of the meaning.
+    pub tokens_per_batch: usize,
+    /// Held-out evaluation every so many steps (0 = only before and after).
+    pub eval_every: usize,
+    /// Checkpoint every so many steps (0 = only at the end).
+    pub save_every: usize,
+    /// Largest mean |sampler log-prob - trainer log-prob| of a step; beyond it
+    /// the run stops.
+    pub logprob_difference_limit: f32,
+}
+
+impl Default for TrainConfig {
+    fn default() -> Self {
+        TrainConfig {
+            steps: 100,
+            prompts_per_step: 16,
+            seed: 0,
+            device: "auto".into(),
+            tokens_per_batch: 8192,
+            eval_every: 0,
+            save_every: 0,
+            logprob_difference_limit: 0.05,
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct EvalConfig {
+    /// Sampled completions per held-out problem.
+    pub samples: usize,
+    /// First so many problems of `data.eval` (0 = all).
+    pub limit: usize,
+}
+
+impl Default for EvalConfig {
+    fn default() -> Self {
+        EvalConfig {
+            samples: 4,
+            limit: 0,
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LogConfig {
+    /// Per-token ids, log-probs, entropies, residuals and weights in `completions/`.
+    pub token_traces: bool,
+    pub tensorboard: bool,
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        LogConfig {
+            token_traces: false,
+            tensorboard: true,
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! One integration binary; each module states what it guards.
