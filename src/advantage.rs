@@ -131,8 +131,10 @@ mod tests {
 
     #[test]
     fn population_std_is_smaller() {
-        let mut c = AdvantageConfig::default();
-        c.ddof = 0;
+        let c = AdvantageConfig {
+            ddof: 0,
+            ..AdvantageConfig::default()
+        };
         let a = advantages(&[vec![1.0, 0.0, 0.0, 0.0]], &c).unwrap();
         assert!((a[0][0] - 0.75 / (0.1875f32.sqrt() + 1e-4)).abs() < 1e-6);
     }
@@ -171,8 +173,10 @@ mod tests {
 
     #[test]
     fn too_few_rewards_for_ddof_give_zero() {
-        let mut c = AdvantageConfig::default();
-        c.ddof = 2;
+        let c = AdvantageConfig {
+            ddof: 2,
+            ..AdvantageConfig::default()
+        };
         assert_eq!(advantages(&[vec![0.0, 1.0]], &c).unwrap(), [[0.0, 0.0]]);
         assert!(validate(&c, 2).is_err());
         assert!(validate(&c, 3).is_ok());

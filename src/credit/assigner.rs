@@ -31,6 +31,7 @@ impl CreditAssigner {
         CreditAssigner { method, ..self }
     }
 
+    /// The scheme of `credit.method`.
     pub fn method(&self) -> &'static dyn Credit {
         self.method
     }

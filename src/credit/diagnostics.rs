@@ -11,8 +11,11 @@
 /// Diagnostics of one completion's weights.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Concentration {
+    /// See [`gini`].
     pub gini: f64,
+    /// See [`effective_token_ratio`].
     pub effective_token_ratio: f64,
+    /// See [`max_weight`].
     pub max_weight: f64,
 }
 

@@ -41,6 +41,7 @@ use crate::config::{LossConfig, LossType, RatioLevel};
 /// <http://joschu.net/blog/kl-approx.html>).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct KlPenalty {
+    /// Its weight in the loss; `loss.beta`.
     pub beta: f64,
     /// Multiply by the importance ratio, gradient included.
     pub bias_correction: bool,
@@ -49,8 +50,11 @@ pub struct KlPenalty {
 /// A loss, resolved from [`LossConfig`].
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Objective {
+    /// The policy term.
     pub surrogate: Surrogate,
+    /// Whether the importance ratio is per token or per sequence.
     pub level: RatioLevel,
+    /// How the tokens' losses become one number.
     pub aggregation: Aggregation,
     /// `None` when beta is 0: no reference is needed.
     pub kl: Option<KlPenalty>,
@@ -86,6 +90,7 @@ pub struct SequenceTerms<'a> {
     pub reference_logprobs: Option<&'a [f32]>,
     /// Factors of the sampler correction, from [`sampler_ratio`].
     pub sampler_ratio: Option<&'a [f32]>,
+    /// How good the completion, or each of its tokens, was.
     pub advantage: Advantage<'a>,
     /// No loss on any of its tokens, KL included (a truncated completion under
     /// `rollout.mask_truncated`). It counts in B, not in token sums: list it
@@ -100,6 +105,7 @@ pub struct SequenceLoss {
     pub coefficients: Vec<f32>,
     /// Addend of the step's loss.
     pub loss: f64,
+    /// Clipping, KL and ratios.
     pub stats: LossStats,
 }
 

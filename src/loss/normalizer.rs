@@ -157,8 +157,10 @@ mod tests {
 
     #[test]
     fn an_unequal_split_is_refused() {
-        let mut config = LossConfig::default();
-        config.gradient_accumulation = 2;
+        let mut config = LossConfig {
+            gradient_accumulation: 2,
+            ..LossConfig::default()
+        };
         assert!(StepNormalizers::new(&[1, 1, 1], &config, 4).is_err());
         assert!(StepNormalizers::new(&[], &config, 4).is_err());
         config.gradient_accumulation = 0;

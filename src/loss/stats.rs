@@ -3,7 +3,9 @@
 /// Sum, count and extremes of a stream of values.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Tally {
+    /// Of the values.
     pub sum: f64,
+    /// How many.
     pub count: u64,
     /// +inf when empty.
     pub min: f64,

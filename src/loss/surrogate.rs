@@ -7,14 +7,25 @@ pub enum Surrogate {
     /// PPO's clip, with TRL's optional upper bound `delta` (two-sided clip,
     /// arXiv 2505.07291). `low` = 1 - eps, `high` = 1 + eps_high.
     Clip {
+        /// Smallest ratio the clip leaves alone.
         low: f64,
+        /// Largest one.
         high: f64,
+        /// Bound of the ratio where the clip does not apply (A < 0).
         delta: Option<f64>,
     },
     /// CISPO: the capped ratio is a detached weight of A log pi.
-    Cap { cap: f64 },
+    Cap {
+        /// Absolute: not an offset from 1.
+        cap: f64,
+    },
     /// SAPO: a soft gate; tau is `positive` where A > 0, else `negative`.
-    Sigmoid { positive: f64, negative: f64 },
+    Sigmoid {
+        /// TRL's default is 1.
+        positive: f64,
+        /// TRL's default is 1.05.
+        negative: f64,
+    },
 }
 
 /// Value and partial derivatives at one token.
