@@ -1,1 +1,139 @@
-//! (being written)
+//! Where numbers live and where they are computed.
+//!
+//! A [`Device`] owns typed buffers and the compiled form of weights, adapters
+//! and batches. What it can compute is said by the small traits in
+//! [`crate::ops`]; the model is written once against those.
+
+pub mod cpu;
+
+use anyhow::Result;
+use half::bf16;
+
+use crate::model::batch::Batch;
+
+/// Plain data that may lie in a device buffer.
+pub trait Element: bytemuck::Pod + Default + Send + Sync {}
+impl Element for f32 {}
+impl Element for bf16 {}
+impl Element for u32 {}
+
+/// A floating-point element; arithmetic happens in f32.
+pub trait Float: Element {
+    const NAME: &'static str;
+    fn to_f32(self) -> f32;
+    /// Rounds to nearest even.
+    fn from_f32(x: f32) -> Self;
+}
+
+impl Float for f32 {
+    const NAME: &'static str = "f32";
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        self
+    }
+    #[inline(always)]
+    fn from_f32(x: f32) -> Self {
+        x
+    }
+}
+
+impl Float for bf16 {
+    const NAME: &'static str = "bf16";
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        f32::from_bits((self.to_bits() as u32) << 16)
+    }
+    /// Written out so that loops over it vectorise; NaN stays NaN.
+    #[inline(always)]
+    fn from_f32(x: f32) -> Self {
+        let bits = x.to_bits();
+        let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
+        let quiet = (bits >> 16) | 0x40;
+        bf16::from_bits(if x.is_nan() { quiet } else { rounded } as u16)
+    }
+}
+
+/// A place to compute.
+///
+/// Launch order is the order of calls on one [`Ctx`]; a device may run behind
+/// the host, and [`Device::download`] waits for what it reads.
+pub trait Device: Send + Sync + Sized + 'static {
+    /// Activations' type. Statistics, softmax, losses and adapters are f32.
+    type Act: Float;
+    type Buf<T: Element>: Send + Sync;
+    /// An ordered queue of work.
+    type Stream: Send + Sync;
+    /// Batch descriptors resident on the device, at fixed addresses, with a
+    /// capacity: what launches read instead of host state.
+    type Batch: Send + Sync;
+
+    fn name(&self) -> String;
+    fn new_stream(&self) -> Result<Self::Stream>;
+    /// Zero-filled.
+    fn alloc<T: Element>(&self, len: usize) -> Result<Self::Buf<T>>;
+    fn upload<T: Element>(&self, ctx: &Ctx<Self>, to: SliceMut<Self, T>, from: &[T]) -> Result<()>;
+    fn download<T: Element>(
+        &self,
+        ctx: &Ctx<Self>,
+        from: Slice<Self, T>,
+        to: &mut [T],
+    ) -> Result<()>;
+    fn zero<T: Element>(&self, ctx: &Ctx<Self>, to: SliceMut<Self, T>) -> Result<()>;
+    /// Room for batches of at most this many rows, segments and pairs.
+    fn new_batch(&self, capacity: BatchCapacity) -> Result<Self::Batch>;
+    fn load_batch(&self, ctx: &Ctx<Self>, to: &mut Self::Batch, from: Batch) -> Result<()>;
+    fn batch<'a>(&self, batch: &'a Self::Batch) -> &'a Batch;
+}
+
+/// What a batch descriptor has room for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BatchCapacity {
+    pub rows: usize,
+    pub segments: usize,
+    pub pairs: usize,
+}
+
+/// What every op is handed beside its operands.
+pub struct Ctx<'a, D: Device> {
+    pub stream: &'a D::Stream,
+}
+
+/// A read-only run of elements of a device buffer.
+pub struct Slice<'a, D: Device, T: Element> {
+    pub buf: &'a D::Buf<T>,
+    pub start: usize,
+    pub len: usize,
+}
+
+impl<D: Device, T: Element> Clone for Slice<'_, D, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<D: Device, T: Element> Copy for Slice<'_, D, T> {}
+
+/// A writable run of elements of a device buffer.
+pub struct SliceMut<'a, D: Device, T: Element> {
+    pub buf: &'a mut D::Buf<T>,
+    pub start: usize,
+    pub len: usize,
+}
+
+impl<D: Device, T: Element> SliceMut<'_, D, T> {
+    /// The same elements, borrowed for a shorter time.
+    pub fn reborrow(&mut self) -> SliceMut<'_, D, T> {
+        SliceMut {
+            buf: self.buf,
+            start: self.start,
+            len: self.len,
+        }
+    }
+
+    pub fn as_const(&self) -> Slice<'_, D, T> {
+        Slice {
+            buf: self.buf,
+            start: self.start,
+            len: self.len,
+        }
+    }
+}

@@ -1,0 +1,52 @@
+//! The backward of the saved rows: from one coefficient per head pair to the
+//! gradients of one adapter. Base weights have none.
+
+use anyhow::Result;
+
+use crate::device::Float;
+use crate::model::engine::{Activations, Scratch};
+use crate::model::half_layer::{GradientArena, HalfLayers, Pass, slice, slice_mut};
+use crate::ops::rmsnorm::NormShape;
+
+/// Add to `grads` the gradient of sum over grad pairs of coefficient * log pi.
+/// `scratch` holds u (from the head's forward) and the coefficients.
+pub fn backward<D: HalfLayers, R: Float>(
+    device: &D,
+    pass: &Pass<D>,
+    acts: &Activations<D, R>,
+    scratch: &mut Scratch<D>,
+    grads: &mut GradientArena<D>,
+) -> Result<()> {
+    let rows = pass.saved_rows;
+    let shape = &pass.model.shape;
+    let hidden = shape.hidden_size;
+    let pairs = device.batch(pass.batch).grad_pairs;
+    device.logprob_backward(
+        pass.ctx,
+        pass.batch,
+        hidden,
+        slice(&scratch.coefficients, pairs),
+        slice(&scratch.u, pairs * hidden),
+        slice_mut(&mut scratch.dx, rows * hidden),
+    )?;
+    device.zero(pass.ctx, slice_mut(&mut scratch.dh, rows * hidden))?;
+    device.rmsnorm_backward(
+        pass.ctx,
+        NormShape {
+            rows,
+            hidden,
+            eps: shape.rms_norm_eps,
+        },
+        acts.h_in.get(shape.num_layers, rows, rows),
+        &pass.model.final_norm,
+        slice(&acts.rstd_final, rows),
+        slice(&scratch.dx, rows * hidden),
+        slice_mut(&mut scratch.dh, rows * hidden),
+        slice_mut(&mut scratch.dy, rows * hidden),
+    )?;
+    for layer in (0..shape.num_layers).rev() {
+        device.mlp_half_backward(pass, layer, acts, scratch, grads)?;
+        device.attention_half_backward(pass, layer, acts, scratch, grads)?;
+    }
+    Ok(())
+}

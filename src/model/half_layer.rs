@@ -1,0 +1,496 @@
+//! The two halves of a decoder layer, the units that forward and backward
+//! call.
+//!
+//! Each half has a default body composed from the small ops: the reference.
+//! A device may override a whole half with fused kernels, tested against it.
+
+use anyhow::Result;
+
+use crate::device::{Ctx, Float, Slice, SliceMut};
+use crate::model::config::{Group, ModelShape};
+use crate::model::engine::{Activations, KvCache, Layer, Model, Scratch};
+use crate::ops::Ops;
+use crate::ops::linear::Linear;
+use crate::ops::lora::{Lora, LoraCall};
+use crate::ops::rmsnorm::NormShape;
+
+/// What stays the same through all layers of one forward.
+pub struct Pass<'a, D: Ops> {
+    pub ctx: &'a Ctx<'a, D>,
+    pub model: &'a Model<D>,
+    pub adapters: &'a D::Adapters,
+    /// Columns of s per group; 0 where no row of the batch is adapted.
+    pub s_width: [usize; 4],
+    pub batch: &'a D::Batch,
+    pub rows: usize,
+    pub saved_rows: usize,
+}
+
+impl<D: Ops> Pass<'_, D> {
+    fn shape(&self) -> &ModelShape {
+        &self.model.shape
+    }
+
+    fn norm(&self, rows: usize) -> NormShape {
+        NormShape {
+            rows,
+            hidden: self.shape().hidden_size,
+            eps: self.shape().rms_norm_eps,
+        }
+    }
+}
+
+/// Where a forward finds its context.
+pub enum Context<'a, D: Ops> {
+    /// Packed segments with prefixes, all within the batch.
+    Packed,
+    /// KV pages, written by this very forward.
+    Paged(&'a mut KvCache<D>),
+}
+
+pub trait HalfLayers: Ops {
+    /// h_in of `layer` = previous h_mid + y (for layer 0: the embedding, which
+    /// is there already); y = o_proj(attention(norm(h_in))).
+    fn attention_half_forward<R: Float>(
+        &self,
+        pass: &Pass<Self>,
+        layer: usize,
+        acts: &mut Activations<Self, R>,
+        context: &mut Context<Self>,
+    ) -> Result<()> {
+        attention_half_forward(self, pass, layer, acts, context)
+    }
+
+    /// h_mid = h_in + y; y = down_proj(swiglu(gate_up(norm(h_mid)))).
+    fn mlp_half_forward<R: Float>(
+        &self,
+        pass: &Pass<Self>,
+        layer: usize,
+        acts: &mut Activations<Self, R>,
+    ) -> Result<()> {
+        mlp_half_forward(self, pass, layer, acts)
+    }
+
+    /// From dy (and dh) behind the MLP half to those before it; adds the
+    /// adapter's gradients.
+    fn mlp_half_backward<R: Float>(
+        &self,
+        pass: &Pass<Self>,
+        layer: usize,
+        acts: &Activations<Self, R>,
+        scratch: &mut Scratch<Self>,
+        grads: &mut GradientArena<Self>,
+    ) -> Result<()> {
+        mlp_half_backward(self, pass, layer, acts, scratch, grads)
+    }
+
+    /// The same for the attention half. In layer 0 nothing below needs dh.
+    fn attention_half_backward<R: Float>(
+        &self,
+        pass: &Pass<Self>,
+        layer: usize,
+        acts: &Activations<Self, R>,
+        scratch: &mut Scratch<Self>,
+        grads: &mut GradientArena<Self>,
+    ) -> Result<()> {
+        attention_half_backward(self, pass, layer, acts, scratch, grads)
+    }
+}
+
+impl<A: Float> HalfLayers for crate::device::cpu::Cpu<A> {}
+
+/// Gradients of one adapter, accumulated in place.
+pub struct GradientArena<'a, D: Ops> {
+    pub layout: &'a crate::model::adapter::AdapterLayout,
+    pub grads: &'a mut D::Buf<f32>,
+}
+
+/// The reference body of [`HalfLayers::attention_half_forward`].
+pub fn attention_half_forward<D: Ops, R: Float>(
+    device: &D,
+    pass: &Pass<D>,
+    layer: usize,
+    acts: &mut Activations<D, R>,
+    context: &mut Context<D>,
+) -> Result<()> {
+    let (rows, saved, shape) = (pass.rows, pass.saved_rows, pass.shape());
+    let weights: &Layer<D> = &pass.model.layers[layer];
+    let add = match layer {
+        0 => None,
+        _ => Some((
+            acts.h_mid.get(layer - 1, saved, rows),
+            slice(&acts.y, rows * shape.hidden_size),
+        )),
+    };
+    device.rmsnorm_forward(
+        pass.ctx,
+        pass.norm(rows),
+        add,
+        acts.h_in.get_mut(layer, saved, rows),
+        &weights.norm1,
+        acts.xn1.get_mut(layer, saved, rows),
+        acts.rstd1.get_mut(layer, saved, rows),
+    )?;
+    linear(
+        device,
+        pass,
+        layer,
+        Group::Qkv,
+        &weights.qkv,
+        acts.xn1.get(layer, saved, rows),
+        acts.s_qkv.get_mut(layer, saved, rows),
+        acts.qkv.get_mut(layer, saved, rows),
+    )?;
+    device.qknorm_rope_forward(
+        pass.ctx,
+        pass.batch,
+        shape,
+        rows,
+        &weights.qk_norm,
+        &pass.model.rope,
+        acts.qkv.get(layer, saved, rows),
+        acts.qk.get_mut(layer, saved, rows),
+    )?;
+    let (qk, qkv) = (
+        acts.qk.get(layer, saved, rows),
+        acts.qkv.get(layer, saved, rows),
+    );
+    let out = acts.attended.get_mut(layer, saved, rows);
+    match context {
+        Context::Packed => device.attention_forward(
+            pass.ctx,
+            pass.batch,
+            shape,
+            qk,
+            qkv,
+            out,
+            acts.lse.get_mut(layer, saved, rows),
+        )?,
+        Context::Paged(cache) => device.decode_attention(
+            pass.ctx,
+            pass.batch,
+            shape,
+            qk,
+            qkv,
+            cache.layer_mut(layer),
+            out,
+        )?,
+    }
+    linear(
+        device,
+        pass,
+        layer,
+        Group::O,
+        &weights.o,
+        acts.attended.get(layer, saved, rows),
+        acts.s_o.get_mut(layer, saved, rows),
+        slice_mut(&mut acts.y, rows * shape.hidden_size),
+    )
+}
+
+/// The reference body of [`HalfLayers::mlp_half_forward`].
+pub fn mlp_half_forward<D: Ops, R: Float>(
+    device: &D,
+    pass: &Pass<D>,
+    layer: usize,
+    acts: &mut Activations<D, R>,
+) -> Result<()> {
+    let (rows, saved, shape) = (pass.rows, pass.saved_rows, pass.shape());
+    let weights: &Layer<D> = &pass.model.layers[layer];
+    device.rmsnorm_forward(
+        pass.ctx,
+        pass.norm(rows),
+        Some((
+            acts.h_in.get(layer, saved, rows),
+            slice(&acts.y, rows * shape.hidden_size),
+        )),
+        acts.h_mid.get_mut(layer, saved, rows),
+        &weights.norm2,
+        acts.xn2.get_mut(layer, saved, rows),
+        acts.rstd2.get_mut(layer, saved, rows),
+    )?;
+    linear(
+        device,
+        pass,
+        layer,
+        Group::GateUp,
+        &weights.gate_up,
+        acts.xn2.get(layer, saved, rows),
+        acts.s_gate_up.get_mut(layer, saved, rows),
+        acts.gate_up.get_mut(layer, saved, rows),
+    )?;
+    device.swiglu_forward(
+        pass.ctx,
+        rows,
+        shape.intermediate_size,
+        acts.gate_up.get(layer, saved, rows),
+        acts.act.get_mut(layer, saved, rows),
+    )?;
+    linear(
+        device,
+        pass,
+        layer,
+        Group::Down,
+        &weights.down,
+        acts.act.get(layer, saved, rows),
+        acts.s_down.get_mut(layer, saved, rows),
+        slice_mut(&mut acts.y, rows * shape.hidden_size),
+    )
+}
+
+/// The reference body of [`HalfLayers::mlp_half_backward`].
+pub fn mlp_half_backward<D: Ops, R: Float>(
+    device: &D,
+    pass: &Pass<D>,
+    layer: usize,
+    acts: &Activations<D, R>,
+    scratch: &mut Scratch<D>,
+    grads: &mut GradientArena<D>,
+) -> Result<()> {
+    let (rows, shape) = (pass.saved_rows, pass.shape());
+    let (h, i) = (shape.hidden_size, shape.intermediate_size);
+    let weights: &Layer<D> = &pass.model.layers[layer];
+    linear_backward(
+        device,
+        pass,
+        layer,
+        Group::Down,
+        &weights.down,
+        acts.act.get(layer, rows, rows),
+        acts.s_down.get(layer, rows, rows),
+        slice(&scratch.dy, rows * h),
+        &mut scratch.ds,
+        Some(slice_mut(&mut scratch.d_act, rows * i)),
+        grads,
+    )?;
+    device.swiglu_backward(
+        pass.ctx,
+        rows,
+        i,
+        acts.gate_up.get(layer, rows, rows),
+        slice(&scratch.d_act, rows * i),
+        slice_mut(&mut scratch.d_gate_up, rows * 2 * i),
+    )?;
+    linear_backward(
+        device,
+        pass,
+        layer,
+        Group::GateUp,
+        &weights.gate_up,
+        acts.xn2.get(layer, rows, rows),
+        acts.s_gate_up.get(layer, rows, rows),
+        slice(&scratch.d_gate_up, rows * 2 * i),
+        &mut scratch.ds,
+        Some(slice_mut(&mut scratch.dx, rows * h)),
+        grads,
+    )?;
+    device.rmsnorm_backward(
+        pass.ctx,
+        pass.norm(rows),
+        acts.h_mid.get(layer, rows, rows),
+        &weights.norm2,
+        acts.rstd2.get(layer, rows, rows),
+        slice(&scratch.dx, rows * h),
+        slice_mut(&mut scratch.dh, rows * h),
+        slice_mut(&mut scratch.dy, rows * h),
+    )
+}
+
+/// The reference body of [`HalfLayers::attention_half_backward`].
+pub fn attention_half_backward<D: Ops, R: Float>(
+    device: &D,
+    pass: &Pass<D>,
+    layer: usize,
+    acts: &Activations<D, R>,
+    scratch: &mut Scratch<D>,
+    grads: &mut GradientArena<D>,
+) -> Result<()> {
+    let (rows, shape) = (pass.saved_rows, pass.shape());
+    let (h, q, qk, qkv) = (
+        shape.hidden_size,
+        shape.q_width(),
+        shape.q_width() + shape.kv_width(),
+        shape.qkv_width(),
+    );
+    let weights: &Layer<D> = &pass.model.layers[layer];
+    linear_backward(
+        device,
+        pass,
+        layer,
+        Group::O,
+        &weights.o,
+        acts.attended.get(layer, rows, rows),
+        acts.s_o.get(layer, rows, rows),
+        slice(&scratch.dy, rows * h),
+        &mut scratch.ds,
+        Some(slice_mut(&mut scratch.d_attended, rows * q)),
+        grads,
+    )?;
+    device.attention_backward(
+        pass.ctx,
+        pass.batch,
+        shape,
+        acts.qk.get(layer, rows, rows),
+        acts.qkv.get(layer, rows, rows),
+        acts.attended.get(layer, rows, rows),
+        acts.lse.get(layer, rows, rows),
+        slice(&scratch.d_attended, rows * q),
+        slice_mut(&mut scratch.d_qk, rows * qk),
+        slice_mut(&mut scratch.d_qkv, rows * qkv),
+    )?;
+    device.qknorm_rope_backward(
+        pass.ctx,
+        pass.batch,
+        shape,
+        rows,
+        &weights.qk_norm,
+        &pass.model.rope,
+        acts.qkv.get(layer, rows, rows),
+        slice(&scratch.d_qk, rows * qk),
+        slice_mut(&mut scratch.d_qkv, rows * qkv),
+    )?;
+    let dx = match layer {
+        0 => None,
+        _ => Some(slice_mut(&mut scratch.dx, rows * h)),
+    };
+    linear_backward(
+        device,
+        pass,
+        layer,
+        Group::Qkv,
+        &weights.qkv,
+        acts.xn1.get(layer, rows, rows),
+        acts.s_qkv.get(layer, rows, rows),
+        slice(&scratch.d_qkv, rows * qkv),
+        &mut scratch.ds,
+        dx,
+        grads,
+    )?;
+    if layer == 0 {
+        return Ok(());
+    }
+    device.rmsnorm_backward(
+        pass.ctx,
+        pass.norm(rows),
+        acts.h_in.get(layer, rows, rows),
+        &weights.norm1,
+        acts.rstd1.get(layer, rows, rows),
+        slice(&scratch.dx, rows * h),
+        slice_mut(&mut scratch.dh, rows * h),
+        slice_mut(&mut scratch.dy, rows * h),
+    )
+}
+
+/// One adapted product: shrink, then base and expand together.
+#[allow(clippy::too_many_arguments)]
+fn linear<D: Ops>(
+    device: &D,
+    pass: &Pass<D>,
+    layer: usize,
+    group: Group,
+    weight: &<D as Linear>::Matrix,
+    x: Slice<D, D::Act>,
+    mut s: SliceMut<D, D::Act>,
+    y: SliceMut<D, D::Act>,
+) -> Result<()> {
+    let s_width = pass.s_width[group as usize];
+    let mut call = None;
+    if s_width > 0 {
+        device.lora_shrink(
+            pass.ctx,
+            pass.batch,
+            pass.rows,
+            pass.adapters,
+            layer,
+            group,
+            x,
+            s.reborrow(),
+            s_width,
+        )?;
+        call = Some(lora_call(pass, layer, group, s.as_const()));
+    }
+    device.linear_forward(pass.ctx, pass.batch, pass.rows, weight, x, call, y)
+}
+
+/// Its backward: ds, dx (where anybody needs it) and the factors' gradients.
+#[allow(clippy::too_many_arguments)]
+fn linear_backward<D: Ops>(
+    device: &D,
+    pass: &Pass<D>,
+    layer: usize,
+    group: Group,
+    weight: &<D as Linear>::Matrix,
+    x: Slice<D, D::Act>,
+    s: Slice<D, D::Act>,
+    dy: Slice<D, D::Act>,
+    ds: &mut D::Buf<D::Act>,
+    dx: Option<SliceMut<D, D::Act>>,
+    grads: &mut GradientArena<D>,
+) -> Result<()> {
+    let (rows, s_width) = (pass.saved_rows, pass.s_width[group as usize]);
+    let mut call = None;
+    if s_width > 0 {
+        device.lora_shrink_backward(
+            pass.ctx,
+            pass.batch,
+            rows,
+            pass.adapters,
+            layer,
+            group,
+            dy,
+            slice_mut(ds, rows * s_width),
+            s_width,
+        )?;
+        let len = grads.layout.len();
+        device.lora_gradients(
+            pass.ctx,
+            pass.batch,
+            rows,
+            grads.layout,
+            layer,
+            group,
+            x,
+            s,
+            dy,
+            slice(ds, rows * s_width),
+            s_width,
+            slice_mut(grads.grads, len),
+        )?;
+        call = Some(lora_call(pass, layer, group, slice(ds, rows * s_width)));
+    }
+    match dx {
+        Some(dx) => device.linear_backward(pass.ctx, pass.batch, rows, weight, dy, call, dx),
+        None => Ok(()),
+    }
+}
+
+fn lora_call<'a, D: Lora>(
+    pass: &'a Pass<'_, D>,
+    layer: usize,
+    group: Group,
+    s: Slice<'a, D, D::Act>,
+) -> LoraCall<'a, D>
+where
+    D: Ops,
+{
+    LoraCall {
+        adapters: pass.adapters,
+        layer,
+        group,
+        s,
+        s_width: pass.s_width[group as usize],
+    }
+}
+
+/// The first `len` elements of a buffer.
+pub fn slice<D: Ops, T: crate::device::Element>(buf: &D::Buf<T>, len: usize) -> Slice<'_, D, T> {
+    Slice { buf, start: 0, len }
+}
+
+/// The first `len` elements of a buffer, writable.
+pub fn slice_mut<D: Ops, T: crate::device::Element>(
+    buf: &mut D::Buf<T>,
+    len: usize,
+) -> SliceMut<'_, D, T> {
+    SliceMut { buf, start: 0, len }
+}

@@ -1,0 +1,277 @@
+//! The LM head over (row, target) pairs, in chunks: log-prob, entropy and the
+//! unscaled gradient u = d log pi(target) / d x = (W_target - sum_v p_v W_v) / T.
+//!
+//! Every loss here has one scalar coefficient per token, known only after
+//! whole completions have been through the head; d x is then coefficient * u,
+//! and the logits are never needed again. No `[rows, vocab]` buffer exists for
+//! more than a chunk.
+
+use anyhow::{Result, bail};
+
+use crate::device::cpu::gemm::{self, LANES, Left};
+use crate::device::cpu::simd::{exp, ln, max, sum16, vectorized};
+use crate::device::cpu::{Cpu, pool};
+use crate::device::{Ctx, Device, Float, Slice, SliceMut};
+use crate::ops::linear::{CpuMatrix, Linear, Panels, write_rows};
+
+pub trait LogProb: Device + Linear {
+    /// For each pair of the batch: log-prob and entropy (nats) of
+    /// softmax(x[row] W^T / temperature); for the first `grad_pairs` also u
+    /// `[grad_pairs, hidden]` if asked. All overwritten.
+    #[allow(clippy::too_many_arguments)]
+    fn logprob_forward(
+        &self,
+        ctx: &Ctx<Self>,
+        batch: &Self::Batch,
+        head: &Self::Matrix,
+        temperature: f32,
+        x: Slice<Self, Self::Act>,
+        logprobs: SliceMut<Self, f32>,
+        entropies: SliceMut<Self, f32>,
+        u: Option<SliceMut<Self, Self::Act>>,
+    ) -> Result<()>;
+
+    /// dx[row] = sum over the batch's first `grad_pairs` pairs of the row, in
+    /// order, of coefficient * u. `dx` is overwritten for all saved rows.
+    #[allow(clippy::too_many_arguments)]
+    fn logprob_backward(
+        &self,
+        ctx: &Ctx<Self>,
+        batch: &Self::Batch,
+        hidden: usize,
+        coefficients: Slice<Self, f32>,
+        u: Slice<Self, Self::Act>,
+        dx: SliceMut<Self, Self::Act>,
+    ) -> Result<()>;
+
+    /// Raw logits of some rows, `[rows.len(), vocab]` on the host: for tests
+    /// and for export's check, not for training.
+    fn logits(
+        &self,
+        ctx: &Ctx<Self>,
+        head: &Self::Matrix,
+        x: Slice<Self, Self::Act>,
+        rows: &[u32],
+    ) -> Result<Vec<f32>>;
+}
+
+/// What one row of logits says about one target.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct RowStats {
+    pub logprob: f32,
+    pub entropy: f32,
+    pub top: f32,
+    pub sum: f32,
+}
+
+vectorized! {
+    /// Logits become exp(z / T - top); the stats are those of softmax(z / T).
+    pub(crate) fn exponentials(z: &mut [f32], inverse_temperature: f32) -> RowStats {
+        for x in z.iter_mut() {
+            *x *= inverse_temperature;
+        }
+        let top = max(z);
+        let read = &*z;
+        // exp(d) * d is 0 for a token ruled out (-inf), not NaN.
+        let spread = sum16(read.len(), |i| {
+            let d = (read[i] - top).max(-1e4);
+            exp(d) * d
+        });
+        for x in z.iter_mut() {
+            *x = exp(*x - top);
+        }
+        let read = &*z;
+        let sum = sum16(read.len(), |i| read[i]);
+        RowStats { logprob: 0.0, entropy: ln(sum) - spread / sum, top, sum }
+    }
+}
+
+/// Log-prob and entropy of `target`; `z` becomes exponentials.
+pub(crate) fn row_stats(z: &mut [f32], target: usize, inverse_temperature: f32) -> RowStats {
+    let scaled = z[target] * inverse_temperature;
+    let stats = exponentials(z, inverse_temperature);
+    RowStats {
+        logprob: (scaled - stats.top) - ln(stats.sum),
+        ..stats
+    }
+}
+
+/// Call `f(chunk start, logits, padded vocabulary)` over chunks of rows, in
+/// order. `rows[i]` is the row of x that item i looks at.
+pub(crate) fn head_chunks<A: Float>(
+    head: &CpuMatrix,
+    x: &[A],
+    rows: &[u32],
+    mut f: impl FnMut(usize, &mut [f32], usize) -> Result<()>,
+) -> Result<()> {
+    const BYTES: usize = 32 << 20;
+    let hidden = head.inputs;
+    let padded = head.panels() * LANES;
+    let most = (BYTES / 4 / padded).clamp(16, 192).min(rows.len().max(1));
+    let mut logits = vec![0f32; most * padded];
+    let mut gathered = vec![A::default(); most * hidden];
+    for (c, chunk) in rows.chunks(most).enumerate() {
+        for (to, &row) in gathered.chunks_exact_mut(hidden).zip(chunk) {
+            to.copy_from_slice(&x[row as usize * hidden..][..hidden]);
+        }
+        let left = Left {
+            data: &gathered,
+            row_stride: hidden,
+            col_stride: 1,
+        };
+        let out = pool::Shared::new(&mut logits);
+        gemm::blocks(
+            chunk.len(),
+            head.panels(),
+            hidden,
+            |block, acc| {
+                let (rows, panels) = (block.rows.clone(), block.panels.clone());
+                head.forward
+                    .accumulate(rows, panels, hidden, left, acc, block.stride());
+            },
+            |block, acc| write_rows(&out, padded, block, acc),
+        );
+        f(c * most, &mut logits[..chunk.len() * padded], padded)?;
+    }
+    Ok(())
+}
+
+impl<A: Float> LogProb for Cpu<A> {
+    fn logprob_forward(
+        &self,
+        _: &Ctx<Self>,
+        batch: &Self::Batch,
+        head: &CpuMatrix,
+        temperature: f32,
+        x: Slice<Self, A>,
+        mut logprobs: SliceMut<Self, f32>,
+        mut entropies: SliceMut<Self, f32>,
+        mut u: Option<SliceMut<Self, A>>,
+    ) -> Result<()> {
+        let pairs = &batch.batch.pairs;
+        let grad_pairs = batch.batch.grad_pairs;
+        let (hidden, vocab) = (head.inputs, head.outputs);
+        let rows: Vec<u32> = pairs.iter().map(|p| p.row).collect();
+        if u.is_some() && head.backward.is_none() {
+            bail!("the model was loaded without room for a backward");
+        }
+        let (logprobs, entropies) = (logprobs.shared(), entropies.shared());
+        let u = u.as_mut().map(|u| u.shared());
+        head_chunks(head, x.host(), &rows, |start, logits, padded| {
+            let n = logits.len() / padded;
+            let with_u = u.is_some() && start < grad_pairs;
+            let shared = pool::Shared::new(logits);
+            pool::parallel_rows(n, vocab * 2, |range| {
+                for i in range {
+                    // SAFETY: one row each.
+                    let (z, lp, h) = unsafe {
+                        (
+                            &mut shared.slice_mut(i * padded, padded)[..vocab],
+                            logprobs.slice_mut(start + i, 1),
+                            entropies.slice_mut(start + i, 1),
+                        )
+                    };
+                    let target = pairs[start + i].target as usize;
+                    let stats = row_stats(z, target, 1.0 / temperature);
+                    (lp[0], h[0]) = (stats.logprob, stats.entropy);
+                    if with_u {
+                        let scale = 1.0 / stats.sum;
+                        z.iter_mut().for_each(|p| *p *= scale);
+                    }
+                }
+            });
+            if let (true, Some(u), Some(backward)) = (with_u, &u, &head.backward) {
+                let m = n.min(grad_pairs - start);
+                let left = Left {
+                    data: &*logits,
+                    row_stride: padded,
+                    col_stride: 1,
+                };
+                gemm::blocks(
+                    m,
+                    hidden.div_ceil(LANES),
+                    vocab,
+                    |block, acc| {
+                        let (rows, panels) = (block.rows.clone(), block.panels.clone());
+                        backward.accumulate(rows, panels, vocab, left, acc, block.stride());
+                    },
+                    |block, acc| {
+                        let first = block.panels.start * LANES;
+                        let width = block.stride().min(hidden - first);
+                        for (i, row) in block.rows.clone().enumerate() {
+                            let target = pairs[start + row].target as usize;
+                            // SAFETY: blocks do not overlap.
+                            let out = unsafe { u.slice_mut((start + row) * hidden + first, width) };
+                            for (j, o) in out.iter_mut().enumerate() {
+                                let w = backward_element(backward, vocab, target, first + j);
+                                *o = A::from_f32((w - acc[i * block.stride() + j]) / temperature);
+                            }
+                        }
+                    },
+                );
+            }
+            Ok(())
+        })
+    }
+
+    fn logprob_backward(
+        &self,
+        _: &Ctx<Self>,
+        batch: &Self::Batch,
+        hidden: usize,
+        coefficients: Slice<Self, f32>,
+        u: Slice<Self, A>,
+        mut dx: SliceMut<Self, A>,
+    ) -> Result<()> {
+        let batch = &batch.batch;
+        let mut of_row: Vec<Vec<usize>> = vec![Vec::new(); batch.saved_rows];
+        for (i, pair) in batch.pairs[..batch.grad_pairs].iter().enumerate() {
+            of_row[pair.row as usize].push(i);
+        }
+        let dx = dx.shared();
+        let (c, u) = (coefficients.host(), u.host());
+        pool::parallel_rows(batch.saved_rows, hidden * 2, |range| {
+            let mut sum = vec![0f32; hidden];
+            for row in range {
+                sum.fill(0.0);
+                for &i in &of_row[row] {
+                    for (s, x) in sum.iter_mut().zip(&u[i * hidden..]) {
+                        *s += c[i] * x.to_f32();
+                    }
+                }
+                // SAFETY: one row each.
+                let out = unsafe { dx.slice_mut(row * hidden, hidden) };
+                for (o, s) in out.iter_mut().zip(&sum) {
+                    *o = A::from_f32(*s);
+                }
+            }
+        });
+        Ok(())
+    }
+
+    fn logits(
+        &self,
+        _: &Ctx<Self>,
+        head: &CpuMatrix,
+        x: Slice<Self, A>,
+        rows: &[u32],
+    ) -> Result<Vec<f32>> {
+        let mut all = Vec::with_capacity(rows.len() * head.outputs);
+        head_chunks(head, x.host(), rows, |_, logits, padded| {
+            for row in logits.chunks_exact(padded) {
+                all.extend_from_slice(&row[..head.outputs]);
+            }
+            Ok(())
+        })?;
+        Ok(all)
+    }
+}
+
+/// W[row, column] out of the transposed packing.
+fn backward_element(backward: &Panels, rows: usize, row: usize, column: usize) -> f32 {
+    let at = ((column / LANES) * rows + row) * LANES + column % LANES;
+    match backward {
+        Panels::F32(v) => v[at],
+        Panels::Bf16(v) => Float::to_f32(v[at]),
+    }
+}

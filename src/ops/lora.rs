@@ -1,0 +1,607 @@
+//! LoRA (arXiv 2106.09685), several adapters at once, "none" among them.
+//!
+//! With scale c (alpha / r, or alpha / sqrt(r)): s = c x A^T and
+//! y = x W^T + s B^T; backward ds = c dy B, dx = dy W + ds A,
+//! dA += ds^T x, dB += dy^T s. The scale lives in s and ds, so that the sums
+//! over rows of dA and dB are plain chains, continued from batch to batch.
+//!
+//! s has one block of columns per part of the matrix, each padded to whole
+//! panels; base rows take no part.
+
+use std::ops::Range;
+
+use anyhow::Result;
+
+use crate::device::cpu::gemm::{self, Block, LANES, Left, Right};
+use crate::device::cpu::{Cpu, CpuBatch, pool};
+use crate::device::{Ctx, Device, Float, Slice, SliceMut};
+use crate::episode::AdapterId;
+use crate::model::adapter::{AdapterLayout, Factor};
+use crate::model::batch::Run;
+use crate::model::config::{Group, ModelShape};
+use crate::ops::linear::Part;
+use crate::rng;
+
+/// Which LoRA terms a product has, and where s (or ds) lies.
+pub struct LoraCall<'a, D: Lora> {
+    pub adapters: &'a D::Adapters,
+    pub layer: usize,
+    pub group: Group,
+    /// `[rows, s_width]`.
+    pub s: Slice<'a, D, D::Act>,
+    pub s_width: usize,
+}
+
+pub trait Lora: Device {
+    /// The compute form of all resident adapters, by [`AdapterId`].
+    type Adapters: Send + Sync;
+
+    fn new_adapters(&self, shape: &ModelShape) -> Result<Self::Adapters>;
+
+    /// (Re)build the compute form of one adapter from its flat f32 master copy.
+    fn sync_adapter(
+        &self,
+        ctx: &Ctx<Self>,
+        adapters: &mut Self::Adapters,
+        id: AdapterId,
+        layout: &AdapterLayout,
+        params: Slice<Self, f32>,
+    ) -> Result<()>;
+
+    /// s `[rows, s_width]`, overwritten for adapted rows: c x A^T, with the
+    /// batch's dropout on x.
+    #[allow(clippy::too_many_arguments)]
+    fn lora_shrink(
+        &self,
+        ctx: &Ctx<Self>,
+        batch: &Self::Batch,
+        rows: usize,
+        adapters: &Self::Adapters,
+        layer: usize,
+        group: Group,
+        x: Slice<Self, Self::Act>,
+        s: SliceMut<Self, Self::Act>,
+        s_width: usize,
+    ) -> Result<()>;
+
+    /// ds `[rows, s_width]`, overwritten for adapted rows: c dy B.
+    #[allow(clippy::too_many_arguments)]
+    fn lora_shrink_backward(
+        &self,
+        ctx: &Ctx<Self>,
+        batch: &Self::Batch,
+        rows: usize,
+        adapters: &Self::Adapters,
+        layer: usize,
+        group: Group,
+        dy: Slice<Self, Self::Act>,
+        ds: SliceMut<Self, Self::Act>,
+        s_width: usize,
+    ) -> Result<()>;
+
+    /// Adds dA and dB of rows 0..rows into the flat gradient arena of the one
+    /// adapter those rows use. Rows are summed in order, one chain per element.
+    #[allow(clippy::too_many_arguments)]
+    fn lora_gradients(
+        &self,
+        ctx: &Ctx<Self>,
+        batch: &Self::Batch,
+        rows: usize,
+        layout: &AdapterLayout,
+        layer: usize,
+        group: Group,
+        x: Slice<Self, Self::Act>,
+        s: Slice<Self, Self::Act>,
+        dy: Slice<Self, Self::Act>,
+        ds: Slice<Self, Self::Act>,
+        s_width: usize,
+        grads: SliceMut<Self, f32>,
+    ) -> Result<()>;
+}
+
+/// The compute form of one module's A and B.
+struct FactorPack {
+    r: usize,
+    /// c A in panels over r: `[in, LANES]` each.
+    shrink: Vec<f32>,
+    /// B in panels over the outputs: `[r, LANES]` each.
+    expand: Vec<f32>,
+    /// c B in panels over r: `[out, LANES]` each.
+    shrink_backward: Vec<f32>,
+    /// A in panels over the inputs: `[r, LANES]` each.
+    expand_backward: Vec<f32>,
+}
+
+impl FactorPack {
+    fn new(f: &Factor, params: &[f32]) -> Self {
+        let (r, n_in, n_out) = (f.r, f.inputs, f.outputs);
+        let a = &params[f.a..f.a + r * n_in];
+        let b = &params[f.b..f.b + n_out * r];
+        let rp = r.div_ceil(LANES);
+        let mut shrink = vec![0.0; rp * n_in * LANES];
+        let mut expand_backward = vec![0.0; n_in.div_ceil(LANES) * r * LANES];
+        for i in 0..r {
+            for k in 0..n_in {
+                let x = a[i * n_in + k];
+                shrink[((i / LANES) * n_in + k) * LANES + i % LANES] = f.scale * x;
+                expand_backward[((k / LANES) * r + i) * LANES + k % LANES] = x;
+            }
+        }
+        let mut expand = vec![0.0; n_out.div_ceil(LANES) * r * LANES];
+        let mut shrink_backward = vec![0.0; rp * n_out * LANES];
+        for o in 0..n_out {
+            for i in 0..r {
+                let x = b[o * r + i];
+                expand[((o / LANES) * r + i) * LANES + o % LANES] = x;
+                shrink_backward[((i / LANES) * n_out + o) * LANES + i % LANES] = f.scale * x;
+            }
+        }
+        FactorPack {
+            r,
+            shrink,
+            expand,
+            shrink_backward,
+            expand_backward,
+        }
+    }
+
+    fn width(&self) -> usize {
+        self.r.next_multiple_of(LANES)
+    }
+}
+
+/// All resident adapters on the CPU: `[adapter][layer][group][part]`.
+pub struct CpuAdapters {
+    shape: ModelShape,
+    packs: Vec<Option<Vec<[Vec<Option<FactorPack>>; 4]>>>,
+}
+
+impl CpuAdapters {
+    fn group(&self, id: AdapterId, layer: usize, group: Group) -> &[Option<FactorPack>] {
+        match self.packs.get(id.0 as usize) {
+            Some(Some(layers)) => &layers[layer][group as usize],
+            _ => &[],
+        }
+    }
+
+    /// Parts of a group with their first column in s.
+    fn parts(
+        &self,
+        id: AdapterId,
+        layer: usize,
+        group: Group,
+    ) -> impl Iterator<Item = (usize, usize, &FactorPack)> {
+        let mut offset = 0;
+        self.group(id, layer, group)
+            .iter()
+            .enumerate()
+            .filter_map(move |(p, pack)| {
+                let pack = pack.as_ref()?;
+                let at = offset;
+                offset += pack.width();
+                Some((p, at, pack))
+            })
+    }
+
+    /// Add s B^T to a block of y.
+    pub(crate) fn expand<A: Float>(
+        &self,
+        call: &LoraCall<Cpu<A>>,
+        runs: &[Run],
+        parts: &[Part],
+        block: &Block,
+        acc: &mut [f32],
+    ) {
+        for run in runs {
+            let Some((id, rows)) = overlap(run, &block.rows) else {
+                continue;
+            };
+            for (p, offset, pack) in self.parts(id, call.layer, call.group) {
+                let whole = &parts[p].panels;
+                let panels = block.panels.start.max(whole.start)..block.panels.end.min(whole.end);
+                if panels.is_empty() {
+                    continue;
+                }
+                let at = (rows.start - block.rows.start) * block.stride()
+                    + (panels.start - block.panels.start) * LANES;
+                gemm::accumulate(
+                    rows.clone(),
+                    panels.start - whole.start..panels.end - whole.start,
+                    pack.r,
+                    columns(call.s.host(), offset, call.s_width),
+                    Right::packed(&pack.expand, pack.r),
+                    &mut acc[at..],
+                    block.stride(),
+                );
+            }
+        }
+    }
+
+    /// Add ds A to a block of dx, through the dropout mask where there is one.
+    pub(crate) fn expand_backward<A: Float>(
+        &self,
+        call: &LoraCall<Cpu<A>>,
+        batch: &CpuBatch,
+        inputs: usize,
+        block: &Block,
+        acc: &mut [f32],
+    ) {
+        for run in &batch.runs {
+            let Some((id, rows)) = overlap(run, &block.rows) else {
+                continue;
+            };
+            for (p, offset, pack) in self.parts(id, call.layer, call.group) {
+                let at = (rows.start - block.rows.start) * block.stride();
+                let left = columns(call.s.host(), offset, call.s_width);
+                let right = Right::packed(&pack.expand_backward, pack.r);
+                let Some(dropout) = &batch.batch.dropout else {
+                    gemm::accumulate(
+                        rows.clone(),
+                        block.panels.clone(),
+                        pack.r,
+                        left,
+                        right,
+                        &mut acc[at..],
+                        block.stride(),
+                    );
+                    continue;
+                };
+                let n = rows.len() * block.stride();
+                gemm::with_scratch(n, |own| {
+                    gemm::accumulate(
+                        rows.clone(),
+                        block.panels.clone(),
+                        pack.r,
+                        left,
+                        right,
+                        own,
+                        block.stride(),
+                    );
+                    let first = block.panels.start * LANES;
+                    for (i, row) in rows.clone().enumerate() {
+                        let key = mask_key(dropout.row_keys[row], call.layer, call.group, p);
+                        for j in 0..block.stride().min(inputs - first) {
+                            let keep = mask(key, first + j, dropout.p);
+                            acc[at + i * block.stride() + j] += own[i * block.stride() + j] * keep;
+                        }
+                    }
+                });
+            }
+        }
+    }
+}
+
+/// The adapter and the rows that a run shares with a block.
+fn overlap(run: &Run, rows: &Range<usize>) -> Option<(AdapterId, Range<usize>)> {
+    let shared = run.rows.start.max(rows.start)..run.rows.end.min(rows.end);
+    (!shared.is_empty()).then_some((run.adapter?, shared))
+}
+
+/// Columns of s from `offset` as a left operand over rows.
+fn columns<A>(s: &[A], offset: usize, s_width: usize) -> Left<'_, A> {
+    Left {
+        data: &s[offset..],
+        row_stride: s_width,
+        col_stride: 1,
+    }
+}
+
+fn mask_key(row_key: u64, layer: usize, group: Group, part: usize) -> u64 {
+    let place = (layer as u64) << 8 | (group as u64) << 4 | part as u64;
+    rng::mix(row_key ^ place.wrapping_mul(0x9E37_79B9_7F4A_7C15))
+}
+
+/// 0 where input `j` is dropped, else 1 / (1 - p).
+fn mask(key: u64, j: usize, p: f32) -> f32 {
+    let bits = rng::philox([(j / 4) as u32, 0, 0, 0], rng::split_key(key))[j % 4];
+    if rng::open_unit(bits) < p {
+        0.0
+    } else {
+        1.0 / (1.0 - p)
+    }
+}
+
+/// x with the mask of one module applied, for rows of one run.
+fn dropped<A: Float>(
+    batch: &CpuBatch,
+    rows: &Range<usize>,
+    place: (usize, Group, usize),
+    x: &[A],
+    inputs: usize,
+) -> Option<Vec<A>> {
+    let dropout = batch.batch.dropout.as_ref()?;
+    let mut out = vec![A::default(); rows.len() * inputs];
+    let shared = pool::Shared::new(&mut out);
+    pool::parallel_rows(rows.len(), inputs * 8, |range| {
+        for i in range {
+            let row = rows.start + i;
+            let key = mask_key(dropout.row_keys[row], place.0, place.1, place.2);
+            // SAFETY: one row each.
+            let out = unsafe { shared.slice_mut(i * inputs, inputs) };
+            for (j, o) in out.iter_mut().enumerate() {
+                *o = A::from_f32(x[row * inputs + j].to_f32() * mask(key, j, dropout.p));
+            }
+        }
+    });
+    Some(out)
+}
+
+impl<A: Float> Cpu<A> {
+    /// out[rows, offset..] = left panels, for one adapted run.
+    #[allow(clippy::too_many_arguments)]
+    fn shrink_run(
+        rows: Range<usize>,
+        left: Left<A>,
+        k: usize,
+        panels: &[f32],
+        width: usize,
+        out: &pool::Shared<A>,
+        offset: usize,
+        s_width: usize,
+    ) {
+        gemm::blocks(
+            rows.len(),
+            width / LANES,
+            k,
+            |block, acc| {
+                gemm::accumulate(
+                    block.rows.clone(),
+                    block.panels.clone(),
+                    k,
+                    left,
+                    Right::packed(panels, k),
+                    acc,
+                    block.stride(),
+                );
+            },
+            |block, acc| {
+                for (i, row) in block.rows.clone().enumerate() {
+                    let at = (rows.start + row) * s_width + offset + block.panels.start * LANES;
+                    // SAFETY: blocks do not overlap.
+                    let out = unsafe { out.slice_mut(at, block.stride()) };
+                    for (o, a) in out.iter_mut().zip(&acc[i * block.stride()..]) {
+                        *o = A::from_f32(*a);
+                    }
+                }
+            },
+        );
+    }
+
+    /// grads[at..] as `[m, n]` += left^T-style product over `k` rows.
+    fn gradient<B: Float>(
+        (m, n, k): (usize, usize, usize),
+        left: Left<A>,
+        right: Right<B>,
+        grads: &mut [f32],
+    ) {
+        let shared = pool::Shared::new(grads);
+        let width = |block: &Block| block.stride().min(n - block.panels.start * LANES);
+        gemm::blocks(
+            m,
+            n.div_ceil(LANES),
+            k,
+            |block, acc| {
+                for (i, row) in block.rows.clone().enumerate() {
+                    // SAFETY: blocks do not overlap.
+                    let g = unsafe {
+                        shared.slice_mut(row * n + block.panels.start * LANES, width(block))
+                    };
+                    acc[i * block.stride()..][..g.len()].copy_from_slice(g);
+                }
+                gemm::accumulate(
+                    block.rows.clone(),
+                    block.panels.clone(),
+                    k,
+                    left,
+                    right,
+                    acc,
+                    block.stride(),
+                );
+            },
+            |block, acc| {
+                for (i, row) in block.rows.clone().enumerate() {
+                    // SAFETY: as above.
+                    let g = unsafe {
+                        shared.slice_mut(row * n + block.panels.start * LANES, width(block))
+                    };
+                    let len = g.len();
+                    g.copy_from_slice(&acc[i * block.stride()..][..len]);
+                }
+            },
+        );
+    }
+}
+
+impl<A: Float> Lora for Cpu<A> {
+    type Adapters = CpuAdapters;
+
+    fn new_adapters(&self, shape: &ModelShape) -> Result<CpuAdapters> {
+        Ok(CpuAdapters {
+            shape: shape.clone(),
+            packs: Vec::new(),
+        })
+    }
+
+    fn sync_adapter(
+        &self,
+        _: &Ctx<Self>,
+        adapters: &mut CpuAdapters,
+        id: AdapterId,
+        layout: &AdapterLayout,
+        params: Slice<Self, f32>,
+    ) -> Result<()> {
+        let index = id.0 as usize;
+        if adapters.packs.len() <= index {
+            adapters.packs.resize_with(index + 1, || None);
+        }
+        let params = params.host();
+        let layers = (0..adapters.shape.num_layers)
+            .map(|layer| {
+                Group::ALL.map(|group| {
+                    group
+                        .modules()
+                        .iter()
+                        .map(|&m| layout.factor(layer, m).map(|f| FactorPack::new(f, params)))
+                        .collect()
+                })
+            })
+            .collect();
+        adapters.packs[index] = Some(layers);
+        Ok(())
+    }
+
+    fn lora_shrink(
+        &self,
+        _: &Ctx<Self>,
+        batch: &CpuBatch,
+        rows: usize,
+        adapters: &CpuAdapters,
+        layer: usize,
+        group: Group,
+        x: Slice<Self, A>,
+        mut s: SliceMut<Self, A>,
+        s_width: usize,
+    ) -> Result<()> {
+        let inputs = group.inputs(&adapters.shape);
+        let out = s.shared();
+        for run in &batch.runs {
+            let Some((id, run_rows)) = overlap(run, &(0..rows)) else {
+                continue;
+            };
+            for (p, offset, pack) in adapters.parts(id, layer, group) {
+                let masked = dropped(batch, &run_rows, (layer, group, p), x.host(), inputs);
+                let data = match &masked {
+                    Some(m) => &m[..],
+                    None => &x.host()[run_rows.start * inputs..],
+                };
+                let left = Left {
+                    data,
+                    row_stride: inputs,
+                    col_stride: 1,
+                };
+                Self::shrink_run(
+                    run_rows.clone(),
+                    left,
+                    inputs,
+                    &pack.shrink,
+                    pack.width(),
+                    &out,
+                    offset,
+                    s_width,
+                );
+            }
+        }
+        Ok(())
+    }
+
+    fn lora_shrink_backward(
+        &self,
+        _: &Ctx<Self>,
+        batch: &CpuBatch,
+        rows: usize,
+        adapters: &CpuAdapters,
+        layer: usize,
+        group: Group,
+        dy: Slice<Self, A>,
+        mut ds: SliceMut<Self, A>,
+        s_width: usize,
+    ) -> Result<()> {
+        let widths = group.outputs(&adapters.shape);
+        let total: usize = widths.iter().sum();
+        let out = ds.shared();
+        for run in &batch.runs {
+            let Some((id, run_rows)) = overlap(run, &(0..rows)) else {
+                continue;
+            };
+            for (p, offset, pack) in adapters.parts(id, layer, group) {
+                let first: usize = widths[..p].iter().sum();
+                let left = Left {
+                    data: &dy.host()[run_rows.start * total + first..],
+                    row_stride: total,
+                    col_stride: 1,
+                };
+                Self::shrink_run(
+                    run_rows.clone(),
+                    left,
+                    widths[p],
+                    &pack.shrink_backward,
+                    pack.width(),
+                    &out,
+                    offset,
+                    s_width,
+                );
+            }
+        }
+        Ok(())
+    }
+
+    fn lora_gradients(
+        &self,
+        _: &Ctx<Self>,
+        batch: &CpuBatch,
+        rows: usize,
+        layout: &AdapterLayout,
+        layer: usize,
+        group: Group,
+        x: Slice<Self, A>,
+        s: Slice<Self, A>,
+        dy: Slice<Self, A>,
+        ds: Slice<Self, A>,
+        s_width: usize,
+        mut grads: SliceMut<Self, f32>,
+    ) -> Result<()> {
+        if rows == 0 {
+            return Ok(());
+        }
+        let modules = group.modules();
+        let widths: Vec<usize> = group.outputs(layout.shape());
+        let total: usize = widths.iter().sum();
+        let inputs = group.inputs(layout.shape());
+        let grads = grads.host_mut();
+        let mut offset = 0;
+        for (p, &module) in modules.iter().enumerate() {
+            let Some(f) = layout.factor(layer, module) else {
+                continue;
+            };
+            let first: usize = widths[..p].iter().sum();
+            let masked = dropped(batch, &(0..rows), (layer, group, p), x.host(), inputs);
+            let x = masked.as_deref().unwrap_or(x.host());
+            let down = Left {
+                data: &ds.host()[offset..],
+                row_stride: 1,
+                col_stride: s_width,
+            };
+            let da = &mut grads[f.a..f.a + f.r * inputs];
+            if inputs.is_multiple_of(LANES) {
+                Self::gradient((f.r, inputs, rows), down, Right::row_major(x, inputs), da);
+            } else {
+                // Rows that end within a panel are padded first.
+                let wide = inputs.next_multiple_of(LANES);
+                let mut padded = vec![A::default(); rows * wide];
+                for (to, from) in padded.chunks_exact_mut(wide).zip(x.chunks_exact(inputs)) {
+                    to[..inputs].copy_from_slice(from);
+                }
+                Self::gradient(
+                    (f.r, inputs, rows),
+                    down,
+                    Right::row_major(&padded, wide),
+                    da,
+                );
+            }
+            let up = Left {
+                data: &dy.host()[first..],
+                row_stride: 1,
+                col_stride: total,
+            };
+            let right = Right {
+                data: &s.host()[offset..],
+                panel_stride: LANES,
+                k_stride: s_width,
+            };
+            let db = &mut grads[f.b..f.b + widths[p] * f.r];
+            Self::gradient((widths[p], f.r, rows), up, right, db);
+            offset += f.r.next_multiple_of(LANES);
+        }
+        Ok(())
+    }
+}
