@@ -19,6 +19,7 @@ Exit codes: 0 done, 1 failed, 2 bad usage or config, 130 interrupted after a cle
 /// Reinforcement learning with LoRA on Qwen3 models, with token-level credit assignment
 #[derive(Debug, Parser)]
 #[command(name = "arca", version, after_help = AFTER_HELP)]
+#[command(subcommand_value_name = "VERB", subcommand_help_heading = "Verbs")]
 pub struct Cli {
     #[command(subcommand)]
     pub verb: Verb,
@@ -68,13 +69,8 @@ pub struct ConfigArgs {
     /// Override one key, as in optimizer.learning_rate=1e-5 (repeatable)
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub set: Vec<String>,
-    /// Where to compute [config: train.device]
-    #[arg(
-        long,
-        value_enum,
-        hide_possible_values = true,
-        value_name = "auto|cpu|cuda|emulator"
-    )]
+    /// auto, cpu, cuda or emulator [config: train.device]
+    #[arg(long, value_enum, hide_possible_values = true, value_name = "NAME")]
     pub device: Option<DeviceName>,
     /// Print results, warnings and errors only
     #[arg(long, short)]
@@ -122,8 +118,6 @@ pub struct SamplingArgs {
 /// `arca train`
 #[derive(Debug, Args)]
 pub struct TrainArgs {
-    #[command(flatten)]
-    pub common: ConfigArgs,
     /// Base model: a folder or a cached hub id [config: model.path]
     #[arg(long, value_name = "MODEL")]
     pub model: Option<String>,
@@ -136,6 +130,8 @@ pub struct TrainArgs {
     /// Continue the run in --run from its latest checkpoint
     #[arg(long, requires = "run")]
     pub resume: bool,
+    #[command(flatten)]
+    pub common: ConfigArgs,
 }
 
 /// `arca eval`
@@ -293,8 +289,8 @@ pub enum BenchKind {
 /// `arca bench`
 #[derive(Debug, Args)]
 pub struct BenchArgs {
-    /// The part to measure
-    #[arg(value_enum, value_name = "KIND")]
+    /// kernels, rollout, update, step or decode
+    #[arg(value_enum, hide_possible_values = true, value_name = "KIND")]
     pub kind: BenchKind,
     /// Base model: a folder or a cached hub id [config: model.path]
     #[arg(long, value_name = "MODEL")]

@@ -179,3 +179,87 @@ impl BenchArgs {
             .load(Shorthands::default().text("model.path", self.model.as_deref()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory, Parser};
+
+    use super::super::args::{Cli, Verb};
+    use super::*;
+
+    fn verb(args: &[&str]) -> Verb {
+        Cli::try_parse_from([&["arca"], args].concat())
+            .unwrap()
+            .verb
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn flags_win_over_set() {
+        let Verb::Eval(eval) = verb(&[
+            "eval",
+            "--model",
+            "true",
+            "--adapter",
+            "a",
+            "b",
+            "--adapter",
+            "c",
+            "--greedy",
+            "--set",
+            "rollout.temperature=0.7",
+            "--limit",
+            "3",
+            "--device",
+            "cpu",
+        ]) else {
+            panic!("eval parses as eval");
+        };
+        let config = eval.load().unwrap();
+        assert_eq!(config.model.path, "true");
+        assert_eq!(config.rollout.temperature, 0.0);
+        assert_eq!(config.eval.limit, 3);
+        assert_eq!(config.train.device, "cpu");
+        assert_eq!(eval.adapter.len(), 3);
+    }
+
+    #[test]
+    fn answers_may_begin_with_a_minus() {
+        let Verb::Grade(grade) = verb(&["grade", "--gold", "-3", "--answer", "-x"]) else {
+            panic!("grade parses as grade");
+        };
+        assert_eq!(
+            (grade.gold.as_deref(), grade.answer.as_deref()),
+            (Some("-3"), Some("-x"))
+        );
+        assert!(matches!(verb(&["grade", "-"]), Verb::Grade(args) if args.file.is_some()));
+    }
+
+    #[test]
+    fn a_resumed_run_keeps_its_configuration() {
+        let dir = tempfile::tempdir().unwrap();
+        let saved = Config::load(None, &["credit.method=arca".into()]).unwrap();
+        std::fs::write(dir.path().join("config.toml"), saved.to_toml().unwrap()).unwrap();
+        let run = dir.path().to_str().unwrap();
+        let resume =
+            |more: &[&str]| match verb(&[&["train", "--run", run, "--resume"], more].concat()) {
+                Verb::Train(args) => args.load(),
+                _ => panic!("train parses as train"),
+            };
+
+        assert_eq!(resume(&[]).unwrap(), saved);
+        let longer = resume(&["--set", "train.steps=500", "--device", "cpu"]).unwrap();
+        assert_eq!(longer.train.steps, 500);
+
+        let error = resume(&["--set", "lora.r=4", "--seed", "3"]).unwrap_err();
+        assert!(error.is::<UsageError>());
+        assert!(
+            error.to_string().contains("lora.r, train.seed differ from"),
+            "{error}"
+        );
+    }
+}

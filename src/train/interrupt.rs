@@ -1,6 +1,7 @@
 //! Ctrl-C and SIGTERM: the first asks for a clean end after the current step,
 //! the second ends the program at once.
 
+use std::io::IsTerminal;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -22,7 +23,15 @@ impl Interrupt {
             if asked.0.swap(true, Ordering::SeqCst) {
                 std::process::exit(i32::from(INTERRUPTED));
             }
-            eprintln!("\ninterrupted: finishing this step, then saving (again to stop at once)");
+            // Off the line that shows ^C or the progress.
+            let newline = if std::io::stderr().is_terminal() {
+                "\n"
+            } else {
+                ""
+            };
+            eprintln!(
+                "{newline}interrupted: finishing this step, then saving (again to stop at once)"
+            );
         })
         .context("cannot listen for Ctrl-C")?;
         Ok(interrupt)

@@ -79,12 +79,12 @@ impl Progress {
 
     /// A step is done.
     pub fn step(&mut self, line: &StepLine) {
-        let left = self.time_left(line.step);
+        let time = self.time(line.step);
         match &mut self.sink {
             Sink::Quiet => {}
             Sink::Bar(bar) => {
                 bar.set_position(line.step as u64);
-                bar.set_message(format!("{}  eta {left}", line.numbers()));
+                bar.set_message(format!("{}  {time}", line.numbers()));
             }
             Sink::Lines { last } => {
                 let now = Instant::now();
@@ -92,7 +92,7 @@ impl Progress {
                 if due || line.step == self.total {
                     *last = Some(now);
                     eprintln!(
-                        "step {}/{}  {}  eta {left}",
+                        "step {}/{}  {}  {time}",
                         line.step,
                         self.total,
                         line.numbers()
@@ -123,13 +123,18 @@ impl Progress {
     pub fn finish(&self) {
         if let Sink::Bar(bar) = &self.sink {
             bar.abandon();
+            eprintln!();
         }
     }
 
-    fn time_left(&self, step: usize) -> String {
+    /// `eta 3m20s`, at the end `took 1h05m`.
+    fn time(&self, step: usize) -> String {
+        let elapsed = self.started.elapsed().as_secs_f64();
         let done = step.saturating_sub(self.first).max(1);
-        let left = self.total.saturating_sub(step);
-        duration(self.started.elapsed().as_secs_f64() / done as f64 * left as f64)
+        match self.total.saturating_sub(step) {
+            0 => format!("took {}", duration(elapsed)),
+            left => format!("eta {}", duration(elapsed / done as f64 * left as f64)),
+        }
     }
 }
 
@@ -139,7 +144,8 @@ fn bar(total_steps: usize) -> ProgressBar {
         ProgressDrawTarget::stderr_with_hz(10),
     );
     // The colour is dropped by the library where NO_COLOR is set.
-    let template = "step {pos}/{len} {bar:24.cyan} {elapsed}  {msg}";
+    // Sized for 80 columns; `wide_msg` is cut, not wrapped, on narrower ones.
+    let template = "step {pos}/{len} {bar:12.cyan} {elapsed}  {wide_msg}";
     if let Ok(style) = ProgressStyle::with_template(template) {
         bar.set_style(style.progress_chars("━╸─"));
     }
