@@ -1,3 +1,4 @@
 //! One integration binary; each module states what it guards.
 
+mod cli;
 mod losses;

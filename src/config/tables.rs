@@ -1,5 +1,4 @@
-//! What a run was told to do: TOML and dotted overrides, defaults filled in,
-//! checked, printed and saved with every run.
+//! The keys: one table per stage of the pipeline, with their defaults.
 
 use std::path::PathBuf;
 
@@ -25,6 +24,7 @@ pub struct Config {
     pub log: LogConfig,
 }
 
+/// What activations are computed in; statistics and the adapter stay f32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ComputeDtype {
@@ -32,7 +32,8 @@ pub enum ComputeDtype {
     Bf16,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// The base model, which training leaves as it is.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ModelConfig {
     /// A Hugging Face model folder, or a hub id found in the local cache.
@@ -42,20 +43,13 @@ pub struct ModelConfig {
     pub compute_dtype: Option<ComputeDtype>,
 }
 
-impl Default for ModelConfig {
-    fn default() -> Self {
-        ModelConfig {
-            path: String::new(),
-            compute_dtype: None,
-        }
-    }
-}
-
+/// Where the problems come from and how they become prompts.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DataConfig {
     /// JSONL (also .gz) or a folder tree of JSON in MATH's layout. Empty: the demo's.
     pub train: String,
+    /// Held-out problems, in the same formats. Empty: the demo's.
     pub eval: String,
     /// `plain`, `chat`, or text with `{problem}`.
     pub prompt_template: String,
@@ -77,14 +71,19 @@ impl Default for DataConfig {
     }
 }
 
+/// The trained adapter.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LoraConfig {
+    /// Rank.
     pub r: usize,
+    /// The adapter is scaled by alpha / r.
     pub alpha: f32,
+    /// Probability of dropping an element of the adapter's input in training.
     pub dropout: f32,
     /// Short names: q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj.
     pub target_modules: Vec<String>,
+    /// Scale by alpha / sqrt(r) instead.
     pub use_rslora: bool,
     /// Start from this PEFT adapter folder (its rank and scale win).
     pub init_from: Option<PathBuf>,
@@ -121,15 +120,21 @@ pub struct ReferenceConfig {
     pub adapter: Option<PathBuf>,
 }
 
+/// How completions are sampled.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RolloutConfig {
     /// Completions per prompt.
     pub group_size: usize,
+    /// 0: greedy (not in training).
     pub temperature: f32,
+    /// Smallest set of tokens of at least this probability; 1 = all.
     pub top_p: f32,
+    /// The so many likeliest tokens; 0 = all.
     pub top_k: usize,
+    /// Tokens at least this fraction as likely as the likeliest; 0 = all.
     pub min_p: f32,
+    /// Longest completion (tokens).
     pub max_completion_length: usize,
     /// Stop strings beside the model's stop ids.
     pub stop: Vec<String>,
@@ -160,11 +165,14 @@ impl Default for RolloutConfig {
     }
 }
 
+/// What a completion earns.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RewardConfig {
+    /// Names of built-in rewards; `command` places the external one among them.
     pub functions: Vec<String>,
-    /// One per function; empty: all 1.
+    /// One per reward; empty: all 1. An external reward that `functions` does
+    /// not place comes last.
     pub weights: Vec<f32>,
     /// An external reward: program and arguments (JSONL in, JSONL out).
     pub command: Vec<String>,
@@ -180,28 +188,39 @@ impl Default for RewardConfig {
     }
 }
 
+/// What the centred rewards are divided by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum AdvantageScale {
+    /// The standard deviation of the prompt's own group.
     Group,
+    /// The standard deviation over the whole batch.
     Batch,
+    /// Nothing (Dr. GRPO).
     None,
 }
 
+/// What is subtracted from a reward.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Baseline {
+    /// The group's mean.
     Mean,
+    /// The mean of the group's other completions (RLOO).
     LeaveOneOut,
 }
 
+/// From the rewards of a group to one advantage per completion.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct AdvantageConfig {
+    /// What the centred rewards are divided by.
     pub scale: AdvantageScale,
+    /// What is subtracted from a reward.
     pub baseline: Baseline,
     /// Delta degrees of freedom of the standard deviation: 1 unbiased, 0 population.
     pub ddof: usize,
+    /// Added to the standard deviation.
     pub epsilon: f32,
 }
 
@@ -216,12 +235,15 @@ impl Default for AdvantageConfig {
     }
 }
 
+/// How a completion's advantage is spread over its tokens.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct CreditConfig {
     /// uniform, surprisal, entropy_reduction, divergence, arca.
     pub method: String,
+    /// Scores are raised to this power: 1 is the paper's formula, 2 what its runs did.
     pub exponent: f32,
+    /// Added to every score before they are normalised.
     pub epsilon: f32,
     /// `post-norm`, `pre-norm`, or `layer:N` (the residual stream after layer N, from 0).
     pub hidden: String,
@@ -247,36 +269,50 @@ impl Default for CreditConfig {
     }
 }
 
+/// How per-token losses add up, named as in TRL.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LossType {
+    /// Mean over each completion, then over completions.
     Grpo,
+    /// Mean over the tokens of the micro-step.
     Bnpo,
+    /// Sum over tokens, divided by completions times `max_completion_length`.
     DrGrpo,
+    /// Mean over the tokens of the whole batch.
     Dapo,
+    /// Clipped, detached ratio times log-prob; aggregated as `dapo`.
     Cispo,
 }
 
+/// Where the importance ratio is taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RatioLevel {
     Token,
+    /// The geometric mean over the completion (GSPO).
     Sequence,
 }
 
+/// What is done about a sampler whose log-probs differ from the trainer's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SamplerCorrection {
     None,
+    /// Weigh by the ratio trainer / sampler, capped.
     Truncate,
+    /// Drop what lies beyond the cap.
     Mask,
 }
 
+/// From advantages to per-token coefficients.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LossConfig {
+    /// `loss.type`.
     #[serde(rename = "type")]
     pub loss_type: LossType,
+    /// The ratio is clipped below 1 - epsilon.
     pub epsilon: f32,
     /// Absent: `epsilon` (for cispo: an absolute cap on the ratio).
     pub epsilon_high: Option<f32>,
@@ -284,8 +320,11 @@ pub struct LossConfig {
     pub delta: Option<f32>,
     /// Weight of the k3 KL against the reference.
     pub beta: f32,
+    /// Multiply the KL by the importance ratio.
     pub bias_correction_kl: bool,
+    /// Where the importance ratio is taken.
     pub importance_sampling_level: RatioLevel,
+    /// What is done where sampler and trainer disagree.
     pub sampler_correction: SamplerCorrection,
     /// Cap of the sampler correction's ratio.
     pub sampler_correction_cap: f32,
@@ -314,23 +353,34 @@ impl Default for LossConfig {
     }
 }
 
+/// The learning rate after the warm-up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Schedule {
     Constant,
+    /// Half a cosine down to 0 at the last step.
     Cosine,
+    /// A straight line down to 0 at the last step.
     Linear,
 }
 
+/// AdamW over the adapter.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct OptimizerConfig {
+    /// The peak, reached after the warm-up.
     pub learning_rate: f32,
+    /// The learning rate after the warm-up.
     pub schedule: Schedule,
+    /// Steps of linear warm-up.
     pub warmup_steps: usize,
+    /// Decoupled weight decay.
     pub weight_decay: f32,
+    /// Decay of the gradient's running mean.
     pub beta1: f32,
+    /// Decay of the squared gradient's running mean.
     pub beta2: f32,
+    /// Added to the root of the second moment.
     pub epsilon: f32,
     /// Global norm; 0 = no clipping.
     pub max_grad_norm: f32,
@@ -351,11 +401,15 @@ impl Default for OptimizerConfig {
     }
 }
 
+/// The run as a whole.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TrainConfig {
+    /// Rollout batches of the run.
     pub steps: usize,
+    /// Problems per rollout batch.
     pub prompts_per_step: usize,
+    /// Key of every random number of the run.
     pub seed: u64,
     /// auto, cpu, cuda, emulator.
     pub device: String,
@@ -385,6 +439,7 @@ impl Default for TrainConfig {
     }
 }
 
+/// Held-out evaluation.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct EvalConfig {
@@ -403,11 +458,13 @@ impl Default for EvalConfig {
     }
 }
 
+/// What is written beside `metrics.jsonl`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LogConfig {
     /// Per-token ids, log-probs, entropies, residuals and weights in `completions/`.
     pub token_traces: bool,
+    /// Event files for TensorBoard.
     pub tensorboard: bool,
 }
 
