@@ -1,1 +1,3 @@
 //! One integration binary; each module states what it guards.
+
+mod text;

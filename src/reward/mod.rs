@@ -20,6 +20,7 @@ use external::External;
 /// A judgement that explains itself.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Verdict {
+    /// Whether it counts as solved.
     pub correct: bool,
     /// The answer found in the completion, if any.
     pub extracted: Option<String>,
@@ -30,7 +31,9 @@ pub struct Verdict {
 /// One function's value for one completion.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Scored {
+    /// What the function pays, before its weight.
     pub value: f32,
+    /// Why.
     pub verdict: Verdict,
     /// The function ran out of time; its value is 0.
     pub timed_out: bool,
@@ -67,9 +70,11 @@ pub trait Reward: Send + Sync {
 /// One completion to score.
 #[derive(Clone, Copy, Debug)]
 pub struct RewardItem<'a> {
+    /// What was asked.
     pub problem: &'a Problem,
     /// Decoded, special tokens removed.
     pub completion: &'a str,
+    /// Why the completion ended.
     pub finish: FinishReason,
     /// Ids of the completion, the stop id included.
     pub completion_tokens: usize,

@@ -368,7 +368,7 @@ mod tests {
                 json!([])
             )
             .unwrap(),
-            "a\nbfalse"
+            "a\nbFalse"
         );
         let error = render("{{ raise_exception('roles must alternate') }}", json!([])).unwrap_err();
         assert!(

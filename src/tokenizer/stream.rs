@@ -138,7 +138,8 @@ mod tests {
                 prop_assert!(pending.len() < 4);
             }
             text.push_str(&String::from_utf8_lossy(&pending));
-            prop_assert_eq!(text, String::from_utf8_lossy(&chunks.concat()));
+            let whole = chunks.concat();
+            prop_assert_eq!(text, String::from_utf8_lossy(&whole));
         }
     }
 }
