@@ -63,7 +63,7 @@ impl<D: Ops> Model<D> {
         );
         let checkpoint = Checkpoint::open(dir)?;
         let mut bytes = 0u64;
-        let mut vector = |name: &str, n: usize| -> Result<D::Buf<f32>> {
+        let vector = |name: &str, n: usize| -> Result<D::Buf<f32>> {
             let values = checkpoint.vector(name, n)?;
             let mut buf = device.alloc(n)?;
             device.upload(ctx, slice_mut(&mut buf, n), &values)?;

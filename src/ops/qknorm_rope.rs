@@ -32,7 +32,7 @@ impl<D: Device> RopeTable<D> {
                 tables[1][p * half + i] = sin as f32;
             }
         }
-        let mut load = |values: &[f32]| -> Result<D::Buf<f32>> {
+        let load = |values: &[f32]| -> Result<D::Buf<f32>> {
             let mut buf = device.alloc(values.len())?;
             let slice = SliceMut {
                 buf: &mut buf,

@@ -1,0 +1,27 @@
+//! Guards the way from text to ids and from files to problems to rewards.
+
+mod data;
+mod reward;
+mod tokenizer;
+
+use std::path::PathBuf;
+
+use arca::episode::Problem;
+
+/// A file below `tests/fixtures`.
+fn fixture(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/fixtures")
+        .join(name)
+}
+
+fn problem(id: &str, problem: &str, answer: &str) -> Problem {
+    Problem {
+        id: id.into(),
+        problem: problem.into(),
+        answer: answer.into(),
+        solution: None,
+        level: None,
+        subject: None,
+    }
+}
