@@ -1,6 +1,6 @@
 //! Problems from files: JSON Lines, JSON arrays, MATH's folder tree.
 //!
-//! Field names of the usual data sets are understood ([`row`]); what cannot
+//! Field names of the usual data sets are understood (`data/row.rs`); what cannot
 //! be asked or graded is dropped with its name in the report, and what is
 //! malformed is an error that names file and row.
 
