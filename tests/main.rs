@@ -1,5 +1,7 @@
 //! One integration binary; each module states what it guards.
 
 mod cli;
+mod common;
 mod losses;
+mod parity;
 mod text;
