@@ -129,7 +129,7 @@ pub(crate) fn head_chunks<A: Float>(
             |block, acc| {
                 let (rows, panels) = (block.rows.clone(), block.panels.clone());
                 head.forward
-                    .accumulate(rows, panels, hidden, left, acc, block.stride());
+                    .product(rows, panels, hidden, left, acc, block.stride());
             },
             |block, acc| write_rows(&out, padded, block, acc),
         );
@@ -195,7 +195,7 @@ impl<A: Float> LogProb for Cpu<A> {
                     vocab,
                     |block, acc| {
                         let (rows, panels) = (block.rows.clone(), block.panels.clone());
-                        backward.accumulate(rows, panels, vocab, left, acc, block.stride());
+                        backward.product(rows, panels, vocab, left, acc, block.stride());
                     },
                     |block, acc| {
                         let first = block.panels.start * LANES;
