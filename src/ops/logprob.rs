@@ -110,32 +110,33 @@ pub(crate) fn head_chunks<A: Float>(
     let hidden = head.inputs;
     let padded = head.panels() * LANES;
     let most = (BYTES / 4 / padded).clamp(16, 192).min(rows.len().max(1));
-    let mut logits = vec![0f32; most * padded];
     let mut gathered = vec![A::default(); most * hidden];
-    for (c, chunk) in rows.chunks(most).enumerate() {
-        for (to, &row) in gathered.chunks_exact_mut(hidden).zip(chunk) {
-            to.copy_from_slice(&x[row as usize * hidden..][..hidden]);
+    gemm::with_buffer(most * padded, |logits| -> Result<()> {
+        for (c, chunk) in rows.chunks(most).enumerate() {
+            for (to, &row) in gathered.chunks_exact_mut(hidden).zip(chunk) {
+                to.copy_from_slice(&x[row as usize * hidden..][..hidden]);
+            }
+            let left = Left {
+                data: &gathered,
+                row_stride: hidden,
+                col_stride: 1,
+            };
+            let out = pool::Shared::new(logits);
+            gemm::blocks(
+                chunk.len(),
+                head.panels(),
+                hidden,
+                |block, acc| {
+                    let (rows, panels) = (block.rows.clone(), block.panels.clone());
+                    head.forward
+                        .product(rows, panels, hidden, left, acc, block.stride());
+                },
+                |block, acc| write_rows(&out, padded, block, acc),
+            );
+            f(c * most, &mut logits[..chunk.len() * padded], padded)?;
         }
-        let left = Left {
-            data: &gathered,
-            row_stride: hidden,
-            col_stride: 1,
-        };
-        let out = pool::Shared::new(&mut logits);
-        gemm::blocks(
-            chunk.len(),
-            head.panels(),
-            hidden,
-            |block, acc| {
-                let (rows, panels) = (block.rows.clone(), block.panels.clone());
-                head.forward
-                    .product(rows, panels, hidden, left, acc, block.stride());
-            },
-            |block, acc| write_rows(&out, padded, block, acc),
-        );
-        f(c * most, &mut logits[..chunk.len() * padded], padded)?;
-    }
-    Ok(())
+        Ok(())
+    })
 }
 
 impl<A: Float> LogProb for Cpu<A> {

@@ -8,7 +8,7 @@
 
 use anyhow::Result;
 
-use crate::device::cpu::simd::{ln, vectorized};
+use crate::device::cpu::simd::{ln, max, vectorized};
 use crate::device::cpu::{Cpu, pool};
 use crate::device::{Ctx, Device, Float, Slice};
 use crate::ops::linear::{CpuMatrix, Linear};
@@ -56,12 +56,14 @@ pub trait Sample: Device + Linear {
 }
 
 vectorized! {
-    /// Gumbel noise of tokens `first..first + out.len()` at a position; eight
-    /// Philox blocks at a time.
-    fn add_gumbel(key: u64, position: u32, z: &[f32], scale: f32, out: &mut [f32]) -> () {
+    /// The first token of largest z * scale + Gumbel noise at a position;
+    /// eight Philox blocks at a time.
+    fn gumbel_argmax(key: u64, position: u32, z: &[f32], scale: f32) -> usize {
         const WIDTH: usize = 8;
         let key = rng::split_key(key);
-        for (b, (out, z)) in out.chunks_mut(4 * WIDTH).zip(z.chunks(4 * WIDTH)).enumerate() {
+        let noise = |u: f32| -ln(-ln(u));
+        let (mut best, mut token) = (f32::NEG_INFINITY, 0);
+        for (b, z) in z.chunks(4 * WIDTH).enumerate() {
             let mut words = [[0u32; WIDTH]; 4];
             for j in 0..WIDTH {
                 let block = rng::philox([(b * WIDTH + j) as u32, position, 0, 0], key);
@@ -69,23 +71,44 @@ vectorized! {
                     w[j] = x;
                 }
             }
-            for (i, (o, z)) in out.iter_mut().zip(z).enumerate() {
-                let u = rng::open_unit(words[i % 4][i / 4]);
-                *o = z * scale - ln(-ln(u));
+            // No token of the block can be above the one that would have both
+            // the largest logit and the largest noise, but for ln's rounding.
+            let mut bits = [0u32; WIDTH];
+            for w in &words {
+                for (top, x) in bits.iter_mut().zip(w) {
+                    *top = (*top).max(*x);
+                }
+            }
+            let bits = bits.into_iter().fold(0, u32::max);
+            let bound = max(z) * scale + noise(rng::open_unit(bits));
+            if bound + (1e-4 + 4.0 * f32::EPSILON * bound.abs()) < best {
+                continue;
+            }
+            for (i, z) in z.iter().enumerate() {
+                let x = z * scale + noise(rng::open_unit(words[i % 4][i / 4]));
+                if x > best {
+                    (best, token) = (x, b * 4 * WIDTH + i);
+                }
             }
         }
+        token
     }
 }
 
-/// Index of the largest value; the first among equals.
-fn argmax(xs: &[f32]) -> usize {
-    let mut best = 0;
-    for (i, &x) in xs.iter().enumerate() {
-        if x > xs[best] {
-            best = i;
+vectorized! {
+    /// The largest logit; NaN if any is.
+    fn top(z: &[f32]) -> f32 {
+        let mut lanes = [0u32; 16];
+        for chunk in z.chunks(16) {
+            for (lane, x) in lanes.iter_mut().zip(chunk) {
+                *lane |= u32::from(x.is_nan());
+            }
+        }
+        match lanes.iter().any(|&n| n != 0) {
+            true => f32::NAN,
+            false => max(z),
         }
     }
-    best
 }
 
 /// Rule out tokens in the order of transformers: top-k, then top-p of what is
@@ -134,28 +157,25 @@ fn truncate(z: &mut [f32], r: &SampleRequest) {
     }
 }
 
-fn draw(z: &mut [f32], noise: &mut [f32], r: &SampleRequest) -> Sampled {
+fn draw(z: &mut [f32], r: &SampleRequest) -> Sampled {
     let greedy = r.temperature <= 0.0;
     let temperature = if greedy { 1.0 } else { r.temperature };
-    let best = argmax(z);
-    if !z[best].is_finite() || z.iter().any(|x| x.is_nan()) {
+    let best = top(z);
+    if !best.is_finite() {
         return Sampled {
             invalid: true,
             ..Sampled::default()
         };
     }
+    let scale = 1.0 / temperature;
     let token = if greedy {
-        best
+        z.iter().position(|&x| x == best).unwrap_or_default()
+    } else if r.top_p < 1.0 || r.top_k > 0 || r.min_p > 0.0 {
+        let mut kept = z.to_vec();
+        truncate(&mut kept, r);
+        gumbel_argmax(r.key, r.position, &kept, scale)
     } else {
-        let truncated = r.top_p < 1.0 || r.top_k > 0 || r.min_p > 0.0;
-        if truncated {
-            let mut kept = z.to_vec();
-            truncate(&mut kept, r);
-            add_gumbel(r.key, r.position, &kept, 1.0 / temperature, noise);
-        } else {
-            add_gumbel(r.key, r.position, z, 1.0 / temperature, noise);
-        }
-        argmax(noise)
+        gumbel_argmax(r.key, r.position, z, scale)
     };
     let stats = row_stats(z, token, 1.0 / temperature);
     Sampled {
@@ -181,7 +201,6 @@ impl<A: Float> Sample for Cpu<A> {
             let logits = pool::Shared::new(logits);
             let drawn = pool::Shared::new(&mut drawn);
             pool::parallel_rows(n, vocab * 8, |range| {
-                let mut noise = vec![0f32; vocab];
                 for i in range {
                     // SAFETY: one row each.
                     let (z, out) = unsafe {
@@ -190,7 +209,7 @@ impl<A: Float> Sample for Cpu<A> {
                             drawn.slice_mut(start + i, 1),
                         )
                     };
-                    out[0] = draw(z, &mut noise, &requests[start + i]);
+                    out[0] = draw(z, &requests[start + i]);
                 }
             });
             Ok(())
@@ -223,11 +242,10 @@ mod tests {
         for temperature in [1.0f32, 0.7] {
             let mut counts = [0f64; 7];
             let n = 40_000;
-            let mut noise = vec![0f32; 7];
             for position in 0..n {
                 let mut r = request(position);
                 r.temperature = temperature;
-                counts[draw(&mut z.clone(), &mut noise, &r).token as usize] += 1.0;
+                counts[draw(&mut z.clone(), &r).token as usize] += 1.0;
             }
             let weights = z.map(|x| ((x / temperature) as f64).exp());
             let total: f64 = weights.iter().sum();
@@ -240,6 +258,30 @@ mod tests {
                 })
                 .sum();
             assert!(chi < 27.9, "chi-square {chi} at temperature {temperature}");
+        }
+    }
+
+    /// Leaving out what cannot win changes no draw.
+    #[test]
+    fn argmax_is_over_all_tokens() {
+        let mut random = rng::Stream::new(7);
+        for position in 0..300 {
+            let spread = [0.0, 1.0, 30.0, 1e4][position as usize % 4];
+            let mut z: Vec<f32> = (0..517).map(|_| spread * random.unit()).collect();
+            z[3 * position as usize % 500] = f32::NEG_INFINITY;
+            let key = 99;
+            let mut best = (f32::NEG_INFINITY, 0);
+            for (v, z) in z.iter().enumerate() {
+                // Eight blocks of four words at a time, words first.
+                let (chunk, i) = (v / 32, v % 32);
+                let counter = [(chunk * 8 + i / 4) as u32, position, 0, 0];
+                let u = rng::open_unit(rng::philox(counter, rng::split_key(key))[i % 4]);
+                let x = z * 0.7 - ln(-ln(u));
+                if x > best.0 {
+                    best = (x, v);
+                }
+            }
+            assert_eq!(gumbel_argmax(key, position, &z, 0.7), best.1);
         }
     }
 
@@ -269,8 +311,7 @@ mod tests {
 
     #[test]
     fn bad_logits_are_reported() {
-        let mut noise = vec![0f32; 3];
-        assert!(draw(&mut [0.0, f32::NAN, 1.0], &mut noise, &request(0)).invalid);
-        assert!(draw(&mut [f32::NEG_INFINITY; 3], &mut noise, &request(0)).invalid);
+        assert!(draw(&mut [0.0, f32::NAN, 1.0], &request(0)).invalid);
+        assert!(draw(&mut [f32::NEG_INFINITY; 3], &request(0)).invalid);
     }
 }

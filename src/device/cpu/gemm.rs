@@ -197,8 +197,12 @@ pub fn blocks(
     if rows == 0 || panels == 0 {
         return;
     }
-    let row_blocks = rows.div_ceil(ROW_BLOCK);
     let panel_blocks = panels.div_ceil(PANEL_BLOCK);
+    // Narrow outputs (LoRA's) are cut along the rows for everybody's sake.
+    let wanted = (2 * pool::threads()).div_ceil(panel_blocks);
+    let row_blocks = rows
+        .div_ceil(ROW_BLOCK)
+        .max(wanted.min(rows.div_ceil(2 * TILE_ROWS)));
     // About 16 multiply-adds a nanosecond at best.
     let work = rows * panels * k.max(16);
     pool::parallel(row_blocks * panel_blocks, work, |task| {
@@ -243,19 +247,19 @@ pub fn with_buffer<R>(len: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
 /// AVX2 and FMA.
 unsafe fn tile<A: Float, B: Float>(m: usize, panels: usize, wide: bool, o: &Operands<A, B>) {
     macro_rules! call {
-        ($f:ident $(, $unit:literal)?) => {
+        ($f:ident $(, $side:ident)?) => {
             // SAFETY: as promised by the caller.
             unsafe {
                 match (m, panels) {
-                    (1, 4) => $f::<A, B, 1, 4 $(, $unit)?>(o),
-                    (1, _) => $f::<A, B, 1, 1 $(, $unit)?>(o),
-                    (2, 2) => $f::<A, B, 2, 2 $(, $unit)?>(o),
-                    (2, _) => $f::<A, B, 2, 1 $(, $unit)?>(o),
-                    (3, 2) => $f::<A, B, 3, 2 $(, $unit)?>(o),
-                    (3, _) => $f::<A, B, 3, 1 $(, $unit)?>(o),
-                    (4, _) => $f::<A, B, 4, 1 $(, $unit)?>(o),
-                    (5, _) => $f::<A, B, 5, 1 $(, $unit)?>(o),
-                    _ => $f::<A, B, 6, 1 $(, $unit)?>(o),
+                    (1, 4) => $f::<A, B, 1, 4 $(, $side)?>(o),
+                    (1, _) => $f::<A, B, 1, 1 $(, $side)?>(o),
+                    (2, 2) => $f::<A, B, 2, 2 $(, $side)?>(o),
+                    (2, _) => $f::<A, B, 2, 1 $(, $side)?>(o),
+                    (3, 2) => $f::<A, B, 3, 2 $(, $side)?>(o),
+                    (3, _) => $f::<A, B, 3, 1 $(, $side)?>(o),
+                    (4, _) => $f::<A, B, 4, 1 $(, $side)?>(o),
+                    (5, _) => $f::<A, B, 5, 1 $(, $side)?>(o),
+                    _ => $f::<A, B, 6, 1 $(, $side)?>(o),
                 }
             }
         };
@@ -263,9 +267,11 @@ unsafe fn tile<A: Float, B: Float>(m: usize, panels: usize, wide: bool, o: &Oper
     #[cfg(target_arch = "x86_64")]
     if wide {
         if o.col_stride == 1 {
-            call!(tile_avx2, true);
+            call!(tile_avx2, ALONG_ROWS);
+        } else if o.row_stride == 1 {
+            call!(tile_avx2, ALONG_COLUMNS);
         } else {
-            call!(tile_avx2, false);
+            call!(tile_avx2, STRIDED);
         }
         return;
     }
@@ -280,13 +286,19 @@ unsafe fn tile_portable<A: Float, B: Float, const M: usize, const P: usize>(o: &
         for i in 0..M {
             // SAFETY: in bounds by the caller's promise.
             unsafe {
-                let c = &mut *o.acc.add(i * o.acc_stride + p * LANES).cast::<[f32; LANES]>();
+                let c = &mut *o
+                    .acc
+                    .add(i * o.acc_stride + p * LANES)
+                    .cast::<[f32; LANES]>();
                 if o.fresh {
                     *c = [0.0; LANES];
                 }
                 for k in 0..o.k {
                     let x = (*o.a.add(i * o.row_stride + k * o.col_stride)).to_f32();
-                    let row = &*o.b.add(p * o.panel_stride + k * o.k_stride).cast::<[B; LANES]>();
+                    let row = &*o
+                        .b
+                        .add(p * o.panel_stride + k * o.k_stride)
+                        .cast::<[B; LANES]>();
                     for j in 0..LANES {
                         c[j] += x * row[j].to_f32();
                     }
@@ -296,10 +308,14 @@ unsafe fn tile_portable<A: Float, B: Float, const M: usize, const P: usize>(o: &
     }
 }
 
-/// `UNIT`: the left operand's elements of a row lie side by side.
+/// Which elements of a left operand lie side by side, if any.
+const ALONG_ROWS: u8 = 0;
+const ALONG_COLUMNS: u8 = 1;
+const STRIDED: u8 = 2;
+
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
-unsafe fn tile_avx2<A: Float, B: Float, const M: usize, const P: usize, const UNIT: bool>(
+unsafe fn tile_avx2<A: Float, B: Float, const M: usize, const P: usize, const SIDE: u8>(
     o: &Operands<A, B>,
 ) {
     use std::arch::x86_64::*;
@@ -317,39 +333,56 @@ unsafe fn tile_avx2<A: Float, B: Float, const M: usize, const P: usize, const UN
                 }
             }
         }
-        let col_stride = if UNIT { 1 } else { o.col_stride };
+        // One step of the reduction: left elements by row, right panels.
+        macro_rules! step {
+            ($left:expr, $b:expr) => {
+                let mut right = [[_mm256_setzero_ps(); 2]; P];
+                for (p, pair) in right.iter_mut().enumerate() {
+                    for (h, v) in pair.iter_mut().enumerate() {
+                        *v = load8($b[p].add(h * 8));
+                    }
+                }
+                for (i, row) in c.iter_mut().enumerate() {
+                    let element: *const A = $left(i);
+                    let x = _mm256_set1_ps((*element).to_f32());
+                    for (p, pair) in row.iter_mut().enumerate() {
+                        for (h, v) in pair.iter_mut().enumerate() {
+                            *v = _mm256_fmadd_ps(x, right[p][h], *v);
+                        }
+                    }
+                }
+                $b.iter_mut().for_each(|p| *p = p.add(o.k_stride));
+            };
+        }
         // One pointer per row and per panel, which the optimiser must not
         // derive from each other: it would chain their additions, and the
         // chain would take longer than the multiply-adds.
-        let mut a: [*const A; M] = black_box(from_fn(|i| o.a.add(i * o.row_stride)));
         let mut b: [*const B; P] = black_box(from_fn(|p| o.b.add(p * o.panel_stride)));
-        macro_rules! steps {
-            ($n:literal) => {
-                for u in 0..$n {
-                    let mut right = [[_mm256_setzero_ps(); 2]; P];
-                    for (p, pair) in right.iter_mut().enumerate() {
-                        for (h, v) in pair.iter_mut().enumerate() {
-                            *v = load8(b[p].add(h * 8));
-                        }
+        match SIDE {
+            ALONG_ROWS => {
+                let mut a: [*const A; M] = black_box(from_fn(|i| o.a.add(i * o.row_stride)));
+                for _ in 0..o.k / 4 {
+                    for u in 0..4 {
+                        step!(|i: usize| a[i].add(u), b);
                     }
-                    for (i, row) in c.iter_mut().enumerate() {
-                        let x = _mm256_set1_ps((*a[i].add(u * col_stride)).to_f32());
-                        for (p, pair) in row.iter_mut().enumerate() {
-                            for (h, v) in pair.iter_mut().enumerate() {
-                                *v = _mm256_fmadd_ps(x, right[p][h], *v);
-                            }
-                        }
-                    }
-                    b.iter_mut().for_each(|p| *p = p.add(o.k_stride));
+                    a.iter_mut().for_each(|p| *p = p.add(4));
                 }
-                a.iter_mut().for_each(|p| *p = p.add($n * col_stride));
-            };
-        }
-        for _ in 0..o.k / 4 {
-            steps!(4);
-        }
-        for _ in 0..o.k % 4 {
-            steps!(1);
+                for u in 0..o.k % 4 {
+                    step!(|i: usize| a[i].add(u), b);
+                }
+            }
+            ALONG_COLUMNS => {
+                let mut a = o.a;
+                for _ in 0..o.k {
+                    step!(|i: usize| a.add(i), b);
+                    a = a.wrapping_add(o.col_stride);
+                }
+            }
+            _ => {
+                for k in 0..o.k {
+                    step!(|i: usize| o.a.add(i * o.row_stride + k * o.col_stride), b);
+                }
+            }
         }
         for (i, row) in c.iter().enumerate() {
             for (p, pair) in row.iter().enumerate() {
