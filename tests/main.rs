@@ -2,6 +2,10 @@
 
 mod cli;
 mod common;
+mod docs;
 mod losses;
+mod options;
 mod parity;
+mod resume;
+mod run;
 mod text;

@@ -235,14 +235,21 @@ impl<D: HalfLayers> Trainer<D> {
             "{} holds no usable problem",
             train_path.display()
         );
-        let mut reports = vec![format!("{}: {dataset}", train_path.display())];
+        let mut reports = Vec::new();
+        let mut report = |path: &Path, dataset: &data::Dataset| {
+            let findings = dataset.to_string();
+            if !findings.is_empty() {
+                reports.push(format!("{}: {}", path.display(), findings.trim_end()));
+            }
+        };
+        report(&train_path, &dataset);
         let mut held_out = Prompts {
             problems: Vec::new(),
             ids: Vec::new(),
         };
         if let Some(path) = data_path(&config, &config.data.eval, "data.eval", "eval.jsonl")? {
             let (mut loaded, dataset) = load_prompts(&config, &tokenizer, &path)?;
-            reports.push(format!("{}: {dataset}", path.display()));
+            report(&path, &dataset);
             if config.eval.limit > 0 {
                 loaded.problems.truncate(config.eval.limit);
                 loaded.ids.truncate(config.eval.limit);
