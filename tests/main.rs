@@ -1,5 +1,6 @@
 //! One integration binary; each module states what it guards.
 
+mod checkpoints;
 mod cli;
 mod common;
 mod losses;
