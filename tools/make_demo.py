@@ -59,17 +59,19 @@ class Shape:
 @dataclass(frozen=True)
 class Recipe:
     seed: int = 1337
-    threads: int = 2
-    tokens: int = 4_300_000
-    batch: int = 12  # rows
+    threads: int = 1
+    tokens: int = 1_600_000
+    batch: int = 6  # rows
     row: int = 128  # tokens
-    lr: float = 2.5e-3
+    lr: float = 2e-3
     final_lr: float = 0.1  # share of lr that the cosine ends at
     warmup: int = 100
-    facts: float = 0.4  # share of the lines that are bare arithmetic facts
-    steps_and_box: float = 0.4  # of the problems; the rest is steps without a box
-    box_only: float = 0.4
-    noise: float = 0.0  # share of the problems whose solution goes wrong in its last result
+    facts: float = 0.6  # share of the lines that are bare arithmetic facts
+    steps_and_box: float = 0.2  # of the problems; what the two shares leave is steps without a box
+    box_only: float = 0.6
+    prompt_weight: float = 0.1  # of a prompt's tokens in the loss; 1 for the rest
+    steps_noise: float = 0.15  # share of the worked solutions whose last result is wrong
+    box_noise: float = 0.7  # the same for a box alone: a guess
     train_problems: int = 1500
     eval_problems: int = 200
     eval_samples: int = 8
@@ -216,7 +218,8 @@ def draw_line(rng, recipe, held_out):
         problem = draw_problem(rng)
     u = rng.random()
     manner = "steps and box" if u < recipe.steps_and_box else "box" if u < recipe.steps_and_box + recipe.box_only else "steps"
-    return PROMPT.format(problem=problem.text), solution(problem, rng, manner, recipe.noise)
+    noise = recipe.box_noise if manner == "box" else recipe.steps_noise
+    return PROMPT.format(problem=problem.text), solution(problem, rng, manner, noise)
 
 
 def draw_distinct(rng, count, taken):
@@ -411,25 +414,27 @@ class Packer:
     def draw(self):
         prompt, completion = draw_line(self.rng, self.recipe, self.held_out)
         # Encoded apart, as prompt and completion are at rollout.
-        return self.tokenizer.encode(prompt).ids + self.tokenizer.encode(completion).ids + [self.end]
+        prompt, completion = self.tokenizer.encode(prompt).ids, self.tokenizer.encode(completion).ids + [self.end]
+        return prompt + completion, [self.recipe.prompt_weight] * len(prompt) + [1.0] * len(completion)
 
     def row(self):
-        """ids and document numbers; unused places at the end have number -1."""
-        ids, numbers, n = [], [], 0
-        while len(ids) + len(self.document) <= self.recipe.row + 1:
-            ids += self.document
-            numbers += [n] * len(self.document)
+        """ids, document numbers and loss weights; unused places at the end have number -1 and weight 0."""
+        ids, numbers, weights, n = [], [], [], 0
+        while len(ids) + len(self.document[0]) <= self.recipe.row + 1:
+            ids += self.document[0]
+            numbers += [n] * len(self.document[0])
+            weights += self.document[1]
             self.document, n = self.draw(), n + 1
         pad = self.recipe.row + 1 - len(ids)
-        return ids + [self.end] * pad, numbers + [-1] * pad
+        return ids + [self.end] * pad, numbers + [-1] * pad, weights + [0.0] * pad
 
     def batch(self):
         rows = [self.row() for _ in range(self.recipe.batch)]
-        ids, numbers = torch.tensor([r[0] for r in rows]), torch.tensor([r[1] for r in rows])
-        inputs, targets, seen = ids[:, :-1], ids[:, 1:].clone(), numbers[:, :-1]
-        targets[(numbers[:, 1:] != seen) | (seen < 0)] = -100
+        ids, numbers, weights = (torch.tensor([r[i] for r in rows]) for i in range(3))
+        inputs, seen = ids[:, :-1], numbers[:, :-1]
+        weights = weights[:, 1:] * (numbers[:, 1:] == seen)
         mask = (seen[:, :, None] == seen[:, None, :]) & torch.ones(inputs.shape[1], inputs.shape[1]).tril().bool()
-        return inputs, targets, mask[:, None]
+        return inputs, ids[:, 1:], weights, mask[:, None]
 
 
 def learning_rate(recipe, step, steps):
@@ -449,9 +454,10 @@ def pretrain(weights, shape, recipe, packer, report):
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(recipe, step, steps)
-        inputs, targets, mask = packer.batch()
+        inputs, targets, share, mask = packer.batch()
         logits = forward(weights, shape, inputs, mask)
-        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100)
+        losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+        loss = (losses * share.flatten()).sum() / share.sum()
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(weights.values(), 1.0)
@@ -561,8 +567,8 @@ def main():
 
     def report(step, steps, loss, seconds):
         print(f"step {step:5}/{steps}   loss {loss:.4f}   {seconds:5.0f} s", flush=True)
-        if step % (steps // 5) < 1 and step < steps:
-            print(format_scores(evaluate(weights, shape, tokenizer, held_out, 2, recipe.seed)), flush=True)
+        if step * 4 // steps > (step - steps // 20) * 4 // steps and step < steps:
+            print(format_scores(evaluate(weights, shape, tokenizer, held_out, 1, recipe.seed)), flush=True)
 
     curve = pretrain(weights, shape, recipe, Packer(tokenizer, recipe, held_out_texts), report)
 
@@ -572,6 +578,7 @@ def main():
     print("before rounding to bf16\n" + format_scores(f32) + "\nas saved (bf16 weights, f32 arithmetic)\n" + format_scores(scores))
 
     save_file(rounded, out / "model.safetensors", metadata={"format": "pt"})
+    (out / "model.safetensors").chmod(0o644)
     write_json(out / "config.json", model_config(shape, tokenizer))
     ends = [tokenizer.token_to_id("<|im_end|>"), tokenizer.token_to_id(END)]
     write_json(

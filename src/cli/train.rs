@@ -1,12 +1,11 @@
 //! `arca train`: a run from its config to its run folder.
 
-use anyhow::bail;
-
 use super::Outcome;
 use super::args::TrainArgs;
+use crate::train::run;
 
 /// Runs the verb.
 pub fn run(args: TrainArgs) -> anyhow::Result<Outcome> {
-    let _config = args.load()?;
-    bail!("`arca train` is not written yet: the training loop is missing")
+    let config = args.load()?;
+    run::train(config, args.run, args.resume, args.common.quiet)
 }

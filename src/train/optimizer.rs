@@ -1,0 +1,230 @@
+//! AdamW on one adapter: state, schedule, clipping, and its file.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use safetensors::tensor::{Dtype, TensorView};
+
+use crate::config::{OptimizerConfig, Schedule};
+use crate::device::Ctx;
+use crate::episode::AdapterId;
+use crate::model::adapter::AdapterLayout;
+use crate::model::engine::Engine;
+use crate::model::half_layer::{HalfLayers, slice, slice_mut};
+use crate::model::peft::decimal;
+use crate::model::weights::map_file;
+use crate::ops::adamw::AdamWStep;
+
+/// Gradients and moments of one adapter, on the device.
+pub struct Optimizer<D: HalfLayers> {
+    config: OptimizerConfig,
+    pub grads: D::Buf<f32>,
+    m: D::Buf<f32>,
+    v: D::Buf<f32>,
+    /// Steps taken.
+    pub step: u64,
+    layout: AdapterLayout,
+}
+
+/// The moments on the host.
+pub struct Moments {
+    pub m: Vec<f32>,
+    pub v: Vec<f32>,
+    pub step: u64,
+}
+
+impl<D: HalfLayers> Optimizer<D> {
+    pub fn new(device: &D, layout: &AdapterLayout, config: &OptimizerConfig) -> Result<Self> {
+        Ok(Optimizer {
+            config: config.clone(),
+            grads: device.alloc(layout.len())?,
+            m: device.alloc(layout.len())?,
+            v: device.alloc(layout.len())?,
+            step: 0,
+            layout: layout.clone(),
+        })
+    }
+
+    pub fn zero_grads(&mut self, engine: &Engine<D>) -> Result<()> {
+        let n = self.layout.len();
+        engine
+            .device
+            .zero(&engine.ctx(), slice_mut(&mut self.grads, n))
+    }
+
+    /// Global L2 norm of the gradients, before clipping.
+    pub fn grad_norm(&self, engine: &Engine<D>) -> Result<f64> {
+        let grads = slice(&self.grads, self.layout.len());
+        Ok(engine.device.squared_norm(&engine.ctx(), grads)?.sqrt())
+    }
+
+    /// Clip and take one step at this learning rate; returns the norm before
+    /// clipping. Nothing is changed if the norm is not finite.
+    pub fn apply(
+        &mut self,
+        engine: &mut Engine<D>,
+        adapter: AdapterId,
+        learning_rate: f64,
+    ) -> Result<f64> {
+        let norm = self.grad_norm(engine)?;
+        ensure!(
+            norm.is_finite(),
+            "the gradient norm is {norm}: the step is not applied (lower optimizer.learning_rate, or look at the rewards)"
+        );
+        let most = decimal(self.config.max_grad_norm);
+        let clip = match most > 0.0 {
+            // PyTorch's clip_grad_norm_.
+            true => (most / (norm + 1e-6)).min(1.0),
+            false => 1.0,
+        };
+        self.step += 1;
+        let step = AdamWStep {
+            learning_rate,
+            beta1: decimal(self.config.beta1),
+            beta2: decimal(self.config.beta2),
+            epsilon: decimal(self.config.epsilon),
+            weight_decay: decimal(self.config.weight_decay),
+            step: self.step,
+            clip: clip as f32,
+        };
+        let n = self.layout.len();
+        let (grads, m, v) = (&self.grads, &mut self.m, &mut self.v);
+        engine.update_params(adapter, |device: &D, ctx: &Ctx<D>, params| {
+            device.adamw(
+                ctx,
+                &step,
+                slice(grads, n),
+                slice_mut(params, n),
+                slice_mut(m, n),
+                slice_mut(v, n),
+            )
+        })?;
+        Ok(norm)
+    }
+
+    /// The gradients on the host, in the layout's order.
+    pub fn download_grads(&self, engine: &Engine<D>) -> Result<Vec<f32>> {
+        download(engine, &self.grads, self.layout.len())
+    }
+
+    pub fn moments(&self, engine: &Engine<D>) -> Result<Moments> {
+        Ok(Moments {
+            m: download(engine, &self.m, self.layout.len())?,
+            v: download(engine, &self.v, self.layout.len())?,
+            step: self.step,
+        })
+    }
+
+    pub fn set_moments(&mut self, engine: &Engine<D>, moments: &Moments) -> Result<()> {
+        let n = self.layout.len();
+        let ctx = engine.ctx();
+        engine
+            .device
+            .upload(&ctx, slice_mut(&mut self.m, n), &moments.m)?;
+        engine
+            .device
+            .upload(&ctx, slice_mut(&mut self.v, n), &moments.v)?;
+        self.step = moments.step;
+        Ok(())
+    }
+}
+
+fn download<D: HalfLayers>(engine: &Engine<D>, buf: &D::Buf<f32>, n: usize) -> Result<Vec<f32>> {
+    let mut out = vec![0f32; n];
+    engine
+        .device
+        .download(&engine.ctx(), slice(buf, n), &mut out)?;
+    Ok(out)
+}
+
+/// Learning rate of optimizer step `step` (from 0) of `total`: linear warm-up
+/// from 0 over `warmup_steps`, then the schedule down to 0 (transformers'
+/// get_*_schedule_with_warmup).
+pub fn learning_rate(config: &OptimizerConfig, step: u64, total: u64) -> f64 {
+    let base = decimal(config.learning_rate);
+    let warmup = config.warmup_steps as u64;
+    if step < warmup {
+        return base * step as f64 / warmup.max(1) as f64;
+    }
+    let progress = (step - warmup) as f64 / (total.saturating_sub(warmup)).max(1) as f64;
+    let progress = progress.min(1.0);
+    base * match config.schedule {
+        Schedule::Constant => 1.0,
+        Schedule::Linear => 1.0 - progress,
+        Schedule::Cosine => 0.5 * (1.0 + (std::f64::consts::PI * progress).cos()),
+    }
+}
+
+/// Write `<name>.exp_avg`, `<name>.exp_avg_sq` (PEFT's tensor names) and `step`.
+pub fn save_moments(path: &Path, layout: &AdapterLayout, moments: &Moments) -> Result<()> {
+    let step = [moments.step as f32];
+    let mut named = vec![(
+        "step".to_string(),
+        TensorView::new(Dtype::F32, vec![], bytemuck::cast_slice(&step))?,
+    )];
+    for (name, offset, rows, cols) in layout.tensors() {
+        for (suffix, data) in [("exp_avg", &moments.m), ("exp_avg_sq", &moments.v)] {
+            let bytes = bytemuck::cast_slice(&data[offset..offset + rows * cols]);
+            named.push((
+                format!("{name}.{suffix}"),
+                TensorView::new(Dtype::F32, vec![rows, cols], bytes)?,
+            ));
+        }
+    }
+    safetensors::serialize_to_file(named, None, path)
+        .with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// Read what [`save_moments`] wrote (or another tool, under the same names).
+pub fn load_moments(path: &Path, layout: &AdapterLayout) -> Result<Moments> {
+    let tensors = map_file(path)?;
+    let find = |name: &str, shape: &[usize]| -> Result<Vec<f32>> {
+        let (view, found) = tensors
+            .iter()
+            .find(|t| t.0 == name)
+            .map(|t| &t.1)
+            .with_context(|| format!("{name} is missing in {}", path.display()))?;
+        ensure!(
+            found.iter().product::<usize>() == shape.iter().product::<usize>(),
+            "{name} in {} has shape {found:?}, expected {shape:?}",
+            path.display()
+        );
+        Ok(view.to_vec())
+    };
+    let mut moments = Moments {
+        m: vec![0.0; layout.len()],
+        v: vec![0.0; layout.len()],
+        step: find("step", &[])?[0] as u64,
+    };
+    for (name, offset, rows, cols) in layout.tensors() {
+        for (suffix, data) in [("exp_avg", &mut moments.m), ("exp_avg_sq", &mut moments.v)] {
+            let values = find(&format!("{name}.{suffix}"), &[rows, cols])?;
+            data[offset..offset + rows * cols].copy_from_slice(&values);
+        }
+    }
+    Ok(moments)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn schedules_follow_transformers() {
+        let mut config = OptimizerConfig {
+            learning_rate: 1.0,
+            warmup_steps: 10,
+            schedule: Schedule::Cosine,
+            ..OptimizerConfig::default()
+        };
+        assert_eq!(learning_rate(&config, 0, 110), 0.0);
+        assert_eq!(learning_rate(&config, 5, 110), 0.5);
+        assert_eq!(learning_rate(&config, 10, 110), 1.0);
+        assert!((learning_rate(&config, 60, 110) - 0.5).abs() < 1e-12);
+        assert!(learning_rate(&config, 110, 110) < 1e-12);
+        config.schedule = Schedule::Linear;
+        assert!((learning_rate(&config, 35, 110) - 0.75).abs() < 1e-12);
+        config.schedule = Schedule::Constant;
+        assert_eq!(learning_rate(&config, 109, 110), 1.0);
+    }
+}

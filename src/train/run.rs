@@ -1,0 +1,862 @@
+//! A run from its config to its run folder.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+
+use crate::advantage;
+use crate::cli::Outcome;
+use crate::config::{Config, LossType, UsageError};
+use crate::credit::CreditAssigner;
+use crate::data::{self, DataOrder};
+use crate::episode::{AdapterId, FinishReason, Group};
+use crate::loss::Objective;
+use crate::model::adapter::{AdapterLayout, LoraSettings};
+use crate::model::batch::Batch;
+use crate::model::config::{ModelShape, Module};
+use crate::model::half_layer::HalfLayers;
+use crate::model::plan::peak_memory;
+use crate::reward::RewardSet;
+use crate::rng::{Purpose, stream_key};
+use crate::tokenizer::{PromptTemplate, Tokenizer};
+use crate::train::checkpoint::{self, RunState};
+use crate::train::evaluate::{self, EvalRow, evaluate};
+use crate::train::interrupt::Interrupt;
+use crate::train::metrics::{Metrics, MetricsWriter};
+use crate::train::optimizer::{Optimizer, learning_rate};
+use crate::train::progress::{Progress, StepLine};
+use crate::train::run_dir::{RunDir, replace_dir, write_atomic};
+use crate::train::session::{
+    AdapterSource, Demand, OnDevice, Session, demo_dir, model_dir, on_device,
+};
+use crate::train::step::{Prompts, Sampled, sample_groups};
+use crate::train::tensorboard::EventWriter;
+use crate::train::update::{SequenceState, TrainGroup, TrainSequence, UpdateStats, Updater};
+
+/// Train as `config` says, into `run` (a new folder, or with `resume` the
+/// folder of an earlier run).
+pub fn train(config: Config, run: Option<PathBuf>, resume: bool, quiet: bool) -> Result<Outcome> {
+    on_device(
+        &config.clone(),
+        Training {
+            config,
+            run,
+            resume,
+            quiet,
+        },
+    )
+}
+
+struct Training {
+    config: Config,
+    run: Option<PathBuf>,
+    resume: bool,
+    quiet: bool,
+}
+
+/// The adapter that trains is the first resident one; a reference adapter, if
+/// any, is the second.
+const POLICY: AdapterId = AdapterId(0);
+const REFERENCE: AdapterId = AdapterId(1);
+
+impl OnDevice for Training {
+    type Output = Outcome;
+
+    fn run<D: HalfLayers>(self, device: D) -> Result<Outcome> {
+        let mut trainer = Trainer::open(device, self)?;
+        trainer.prepare()?;
+        let outcome = trainer.steps()?;
+        trainer.finish(outcome)
+    }
+}
+
+/// Everything a run holds.
+struct Trainer<D: HalfLayers> {
+    config: Config,
+    session: Session<D>,
+    optimizer: Optimizer<D>,
+    updater: Updater,
+    rewards: RewardSet,
+    prompts: Prompts,
+    held_out: Prompts,
+    order: DataOrder,
+    state: RunState,
+    dir: RunDir,
+    metrics: MetricsWriter,
+    events: Option<EventWriter>,
+    progress: Progress,
+    interrupt: Interrupt,
+    noise_floor: f64,
+    quiet: bool,
+}
+
+/// Read problems and render their prompts.
+pub fn load_prompts(
+    config: &Config,
+    tokenizer: &Tokenizer,
+    path: &Path,
+) -> Result<(Prompts, data::Dataset)> {
+    let template = PromptTemplate::from_config(&config.data)?;
+    let dataset = data::load(path)?;
+    let ids = dataset
+        .problems
+        .iter()
+        .map(|p| template.ids(tokenizer, p, config.data.max_prompt_length))
+        .collect::<Result<_>>()?;
+    let prompts = Prompts {
+        problems: dataset.problems.clone(),
+        ids,
+    };
+    Ok((prompts, dataset))
+}
+
+/// The configured data file, or the demo's where no model is named.
+pub fn data_path(
+    config: &Config,
+    given: &str,
+    key: &str,
+    demo_file: &str,
+) -> Result<Option<PathBuf>> {
+    match (given, config.model.path.as_str()) {
+        ("", "") => Ok(Some(demo_dir()?.join(demo_file))),
+        ("", _) if key == "data.eval" => Ok(None),
+        ("", _) => Err(UsageError::new(format!(
+            "{key} is not set: name a file of problems (JSONL, or a folder in MATH's layout)"
+        ))
+        .into()),
+        (path, _) => Ok(Some(PathBuf::from(path))),
+    }
+}
+
+/// The modules that `lora.target_modules` names.
+fn target_modules(config: &Config) -> Result<Vec<Module>> {
+    config
+        .lora
+        .target_modules
+        .iter()
+        .map(|name| {
+            Module::ALL
+                .into_iter()
+                .find(|m| m.name() == name)
+                .with_context(|| format!("lora.target_modules names {name}, which Qwen3 has not"))
+        })
+        .collect()
+}
+
+/// The adapter to train: fresh, or `lora.init_from`.
+pub fn initial_adapter(config: &Config, shape: &ModelShape) -> Result<AdapterSource> {
+    let lora = &config.lora;
+    if let Some(dir) = &lora.init_from {
+        return AdapterSource::load(dir, shape).context("lora.init_from");
+    }
+    let settings = LoraSettings::uniform(
+        shape,
+        &target_modules(config)?,
+        lora.r,
+        lora.alpha,
+        lora.dropout,
+        lora.use_rslora,
+    );
+    let layout = AdapterLayout::new(shape, settings)?;
+    let params = layout.initial(config.train.seed);
+    Ok(AdapterSource { layout, params })
+}
+
+/// The update as `config` describes it. With a reference adapter resident,
+/// `reference` is its id.
+pub fn updater(
+    config: &Config,
+    shape: &ModelShape,
+    adapter: AdapterId,
+    reference: Option<AdapterId>,
+    max_rows: usize,
+) -> Result<Updater> {
+    let credit = CreditAssigner::new(&config.credit)?;
+    credit.hidden().check(shape.num_layers)?;
+    Ok(Updater {
+        objective: Objective::new(&config.loss)?,
+        credit,
+        loss: config.loss.clone(),
+        adapter,
+        reference,
+        temperature: match config.rollout.temperature > 0.0 {
+            true => config.rollout.temperature,
+            false => 1.0,
+        },
+        max_completion_length: config.rollout.max_completion_length,
+        max_rows,
+        dropout: config.lora.dropout,
+        skip_zero_advantage: true,
+    })
+}
+
+/// Whether an update with these settings ever runs reference rows.
+pub fn wants_reference(updater_credit: &CreditAssigner, config: &Config) -> bool {
+    updater_credit.method().needs().base_rows() || config.loss.beta > 0.0
+}
+
+impl<D: HalfLayers> Trainer<D> {
+    fn open(device: D, training: Training) -> Result<Self> {
+        let Training {
+            config,
+            run,
+            resume,
+            quiet,
+        } = training;
+        advantage::validate(&config.advantage, config.rollout.group_size)?;
+        let credit =
+            CreditAssigner::new(&config.credit).map_err(|e| UsageError::new(format!("{e:#}")))?;
+        let rewards = RewardSet::from_config(&config.reward, config.rollout.max_completion_length)
+            .map_err(|e| UsageError::new(format!("{e:#}")))?;
+        let sequences = config.train.prompts_per_step * config.rollout.group_size;
+        if !sequences.is_multiple_of(config.loss.gradient_accumulation) {
+            return Err(UsageError::new(format!(
+                "loss.gradient_accumulation = {} does not divide the {sequences} completions of a step",
+                config.loss.gradient_accumulation
+            ))
+            .into());
+        }
+
+        let dir = model_dir(&config)?;
+        let shape = ModelShape::load(&dir)?;
+        let tokenizer = Tokenizer::load(&dir)?;
+        let train_path = data_path(&config, &config.data.train, "data.train", "train.jsonl")?
+            .context("data.train is not set")?;
+        let (prompts, dataset) = load_prompts(&config, &tokenizer, &train_path)?;
+        ensure!(
+            !prompts.problems.is_empty(),
+            "{} holds no usable problem",
+            train_path.display()
+        );
+        let mut reports = vec![format!("{}: {dataset}", train_path.display())];
+        let mut held_out = Prompts {
+            problems: Vec::new(),
+            ids: Vec::new(),
+        };
+        if let Some(path) = data_path(&config, &config.data.eval, "data.eval", "eval.jsonl")? {
+            let (mut loaded, dataset) = load_prompts(&config, &tokenizer, &path)?;
+            reports.push(format!("{}: {dataset}", path.display()));
+            if config.eval.limit > 0 {
+                loaded.problems.truncate(config.eval.limit);
+                loaded.ids.truncate(config.eval.limit);
+            }
+            held_out = loaded;
+        }
+
+        let policy = initial_adapter(&config, &shape)?;
+        let mut adapters = vec![policy];
+        let mut reference = None;
+        if let Some(dir) = &config.reference.adapter {
+            adapters.push(AdapterSource::load(dir, &shape).context("reference.adapter")?);
+            reference = Some(REFERENCE);
+        }
+        let layout = adapters[0].layout.clone();
+        let longest = |p: &Prompts| p.ids.iter().map(Vec::len).max().unwrap_or(0);
+        let groups = config.train.prompts_per_step;
+        let demand = Demand {
+            longest_prompt: longest(&prompts).max(longest(&held_out)),
+            longest_completion: config.rollout.max_completion_length,
+            step_groups: groups,
+            step_sequences: sequences,
+            group: config.rollout.group_size.max(config.eval.samples),
+            sampled: sequences.max(held_out.problems.len() * config.eval.samples),
+            reference_rows: wants_reference(&credit, &config),
+            training: true,
+            tokens_per_batch: config.train.tokens_per_batch,
+        };
+        let session = Session::open(device, &config, &dir, &demand, adapters)?;
+        let max_rows = session.engine.capacity.rows;
+        let updater = updater(&config, &shape, POLICY, reference, max_rows)?;
+        let optimizer = Optimizer::new(&session.engine.device, &layout, &config.optimizer)?;
+
+        // Only now, so that a start that failed leaves no used folder behind.
+        let run_dir = match (&run, resume) {
+            (Some(root), true) => RunDir::resume(root)?,
+            _ => RunDir::create(run.as_deref(), &config)?,
+        };
+        let order = DataOrder::new(prompts.problems.len(), config.train.seed)?;
+        let mut progress = Progress::new(config.train.steps, quiet);
+        let mut trainer_session = session;
+        let mut optimizer = optimizer;
+        let mut state = RunState::default();
+        let mut order = order;
+        let mut resumed_from = None;
+        if resume {
+            let (step, path) = run_dir.latest_checkpoint()?.with_context(|| {
+                format!(
+                    "{} has no checkpoint to resume from",
+                    run_dir.root().display()
+                )
+            })?;
+            state = checkpoint::load(&path, &mut trainer_session, POLICY, &mut optimizer)?;
+            ensure!(
+                state.step == step,
+                "{} is of step {}",
+                path.display(),
+                state.step
+            );
+            order = DataOrder::resume(prompts.problems.len(), config.train.seed, state.cursor)?;
+            run_dir.forget_completions_after(step)?;
+            run_dir.save_config(&config)?;
+            progress.resume(step);
+            resumed_from = Some(step);
+        }
+        let metrics = match resumed_from {
+            Some(step) => MetricsWriter::resume(&run_dir.metrics(), step)?,
+            None => MetricsWriter::create(&run_dir.metrics())?,
+        };
+        let events = match config.log.tensorboard {
+            true => Some(EventWriter::create(run_dir.root(), resumed_from)?),
+            false => None,
+        };
+        for report in &reports {
+            progress.message(report.trim_end());
+        }
+        Ok(Trainer {
+            session: trainer_session,
+            optimizer,
+            updater,
+            rewards,
+            prompts,
+            held_out,
+            order,
+            state,
+            dir: run_dir,
+            metrics,
+            events,
+            progress,
+            interrupt: Interrupt::install()?,
+            noise_floor: 0.0,
+            config,
+            quiet,
+        })
+    }
+
+    /// What comes before the first step: a word on the run, the base row, the
+    /// residual's noise floor.
+    fn prepare(&mut self) -> Result<()> {
+        let c = &self.config;
+        let layout = &self.session.engine.adapter(POLICY).layout;
+        self.progress.message(&format!(
+            "{} on {}; LoRA r {} with {} parameters; {} problems, {} held out; credit {}, loss {:?}",
+            self.session.base_name,
+            self.session.engine.device.name(),
+            layout.settings().r,
+            layout.len(),
+            self.prompts.problems.len(),
+            self.held_out.problems.len(),
+            c.credit.method,
+            c.loss.loss_type,
+        ));
+        self.progress
+            .message(&format!("run folder: {}", self.dir.root().display()));
+        if c.loss.loss_type == LossType::Cispo && c.loss.epsilon_high.is_none() {
+            self.progress.warning(
+                "loss.type is cispo without loss.epsilon_high: the ratio is capped at loss.epsilon, \
+                 which scales every on-policy gradient (5 is usual)",
+            );
+        }
+        if self.state.base.is_none() && !self.held_out.problems.is_empty() {
+            let rows = self.measure(&[("base".to_string(), None)])?;
+            self.state.base = rows.into_iter().next();
+        }
+        let probe = &self.prompts.ids[0];
+        let mut batch = Batch::default();
+        batch.push_segment(probe, &[], self.updater.reference);
+        self.noise_floor = self.session.engine.noise_floor(batch)?;
+        Ok(())
+    }
+
+    fn measure(&mut self, models: &[(String, Option<AdapterId>)]) -> Result<Vec<EvalRow>> {
+        let Prompts { problems, ids } = &self.held_out;
+        evaluate(&mut self.session, &self.config, problems, ids, models)
+    }
+
+    fn steps(&mut self) -> Result<Outcome> {
+        while self.state.step < self.config.train.steps {
+            if self.interrupt.requested() {
+                self.save_checkpoint()?;
+                return Ok(Outcome::Interrupted);
+            }
+            self.step()?;
+        }
+        Ok(Outcome::Done)
+    }
+
+    /// One step: sample, update, log; evaluation and checkpoint where due.
+    fn step(&mut self) -> Result<()> {
+        let step = self.state.step;
+        let start = Instant::now();
+        let sampled = sample_groups(
+            &mut self.session,
+            &self.config,
+            &self.prompts,
+            &self.rewards,
+            &mut self.order,
+            POLICY,
+            step,
+        )?;
+        let mut metrics = Metrics::new();
+        rollout_metrics(&mut metrics, &sampled, &self.rewards.names(), &self.config);
+        let states = self.update(&sampled.groups, step, &mut metrics)?;
+
+        let seconds = start.elapsed().as_secs_f64();
+        let tokens: usize = completion_tokens(&sampled.groups);
+        self.state.step += 1;
+        self.state.cursor = self.order.cursor();
+        self.state.num_tokens += tokens as u64;
+        self.state.seconds += seconds;
+        let reward = metrics.get("train/reward").unwrap_or(0.0);
+        self.state.rewards.push(reward);
+        metrics.set("train/num_tokens", self.state.num_tokens as f64);
+        metrics.set("train/step_time", seconds);
+        metrics.set("perf/tokens_per_second", sampled.tokens as f64 / seconds);
+        if let Some(peak) = peak_memory() {
+            metrics.set("perf/peak_bytes", peak as f64);
+        }
+        metrics.set("credit/residual_noise_floor", self.noise_floor);
+        self.write_completions(&sampled.groups, &states, self.state.step)?;
+
+        let every = self.config.train.eval_every;
+        if every > 0 && self.state.step.is_multiple_of(every) && !self.held_out.problems.is_empty()
+        {
+            let start = Instant::now();
+            self.evaluate_and_keep_best(&mut metrics)?;
+            metrics.set("time/eval", start.elapsed().as_secs_f64());
+        }
+        let every = self.config.train.save_every;
+        if every > 0 && self.state.step.is_multiple_of(every) {
+            let start = Instant::now();
+            self.save_checkpoint()?;
+            metrics.set("time/save", start.elapsed().as_secs_f64());
+        }
+        self.metrics.write(self.state.step, &metrics)?;
+        if let Some(events) = &mut self.events {
+            events.write(self.state.step, &metrics)?;
+        }
+        if metrics.get("train/completions/clipped_ratio") > Some(0.3) && step == 0 {
+            self.progress.warning(
+                "more than 30 % of the completions were cut by length: raise rollout.max_completion_length, \
+                 or check the model's stop ids",
+            );
+        }
+        self.progress.step(&StepLine {
+            step: self.state.step,
+            reward,
+            length: metrics
+                .get("train/completions/mean_length")
+                .unwrap_or_default(),
+            tokens_per_second: sampled.tokens as f64 / seconds,
+        });
+        Ok(())
+    }
+
+    /// All inner iterations on one batch of groups.
+    fn update(
+        &mut self,
+        groups: &[Group],
+        step: usize,
+        metrics: &mut Metrics,
+    ) -> Result<Vec<SequenceState>> {
+        let c = &self.config;
+        let train_groups: Vec<TrainGroup> = groups
+            .iter()
+            .map(|g| TrainGroup {
+                prompt: &g.episodes[0].prompt_ids,
+                key: stream_key(
+                    c.train.seed,
+                    Purpose::Dropout,
+                    step as u64,
+                    g.problem.key(),
+                    g.episodes[0].sample as u64,
+                ),
+                sequences: g
+                    .episodes
+                    .iter()
+                    .zip(&g.advantages)
+                    .map(|(e, &advantage)| TrainSequence {
+                        completion: &e.completion_ids,
+                        advantage,
+                        sampler_logprobs: Some(&e.logprobs),
+                        masked: c.rollout.mask_truncated && e.finish == FinishReason::Length,
+                        ..TrainSequence::default()
+                    })
+                    .collect(),
+            })
+            .collect();
+        let count: usize = groups.iter().map(|g| g.episodes.len()).sum();
+        let mut states = vec![SequenceState::default(); count];
+        let probe = c.credit.probe_every > 0 && step.is_multiple_of(c.credit.probe_every);
+        let iterations = c.loss.inner_iterations as u64;
+        let total = c.train.steps as u64 * iterations;
+        let mut timing = UpdateStats::default();
+        let mut optimizing = Duration::ZERO;
+        for iteration in 0..c.loss.inner_iterations {
+            self.optimizer.zero_grads(&self.session.engine)?;
+            let stats = self.updater.gradients(
+                &mut self.session.engine,
+                &mut self.optimizer,
+                &train_groups,
+                step,
+                iteration,
+                probe,
+                &mut states,
+            )?;
+            if iteration == 0 {
+                let difference = stats.logprob_difference.mean().unwrap_or(0.0);
+                ensure!(
+                    difference <= f64::from(c.train.logprob_difference_limit),
+                    "the sampler's and the trainer's log-probs differ by {difference:.2e} on average, over \
+                     train.logprob_difference_limit = {}: the rollouts are not the policy's (step {})",
+                    c.train.logprob_difference_limit,
+                    step + 1
+                );
+                update_metrics(metrics, &stats);
+            }
+            let lr = learning_rate(
+                &c.optimizer,
+                step as u64 * iterations + iteration as u64,
+                total,
+            );
+            let start = Instant::now();
+            let norm = self
+                .optimizer
+                .apply(&mut self.session.engine, POLICY, lr)
+                .with_context(|| format!("step {}", step + 1))?;
+            optimizing += start.elapsed();
+            metrics.set("train/grad_norm", norm);
+            metrics.set("train/learning_rate", lr);
+            metrics.set("train/loss", stats.loss);
+            for (name, value) in stats.loss_stats.metrics() {
+                metrics.set(format!("train/{name}"), value);
+            }
+            timing.forward += stats.forward;
+            timing.score += stats.score;
+            timing.backward += stats.backward;
+            timing.rows += stats.rows;
+        }
+        let seconds = (timing.forward + timing.score + timing.backward + optimizing).as_secs_f64();
+        metrics.set("time/score", timing.score.as_secs_f64());
+        metrics.set("time/forward", timing.forward.as_secs_f64());
+        metrics.set("time/backward", timing.backward.as_secs_f64());
+        metrics.set("time/optimizer", optimizing.as_secs_f64());
+        metrics.set(
+            "perf/train_tokens_per_second",
+            completion_tokens(groups) as f64 * iterations as f64 / seconds.max(1e-9),
+        );
+        Ok(states)
+    }
+
+    fn evaluate_and_keep_best(&mut self, metrics: &mut Metrics) -> Result<()> {
+        let rows = self.measure(&[("adapter".to_string(), Some(POLICY))])?;
+        let Some(row) = rows.into_iter().next() else {
+            return Ok(());
+        };
+        for (name, value) in [
+            ("sampled_accuracy", row.sampled_accuracy),
+            ("greedy_accuracy", row.greedy_accuracy),
+            ("pass_at_k", row.pass_at_k),
+            ("maj_at_k", row.maj_at_k),
+            ("box_rate", row.box_rate),
+            ("accuracy_given_box", row.accuracy_given_box),
+            ("truncated_rate", row.truncated_rate),
+            ("completions/mean_length", row.mean_length),
+        ] {
+            metrics.set(format!("eval/{name}"), value);
+        }
+        self.keep_best(&row)
+    }
+
+    fn keep_best(&mut self, row: &EvalRow) -> Result<()> {
+        if self.state.best.is_none_or(|b| row.sampled_accuracy > b.1) {
+            self.state.best = Some((self.state.step, row.sampled_accuracy));
+            let session = &self.session;
+            replace_dir(&self.dir.adapter_best(), |tmp| {
+                session.save_adapter(POLICY, tmp)
+            })?;
+        }
+        Ok(())
+    }
+
+    fn save_checkpoint(&mut self) -> Result<()> {
+        let session = &self.session;
+        replace_dir(&self.dir.adapter(), |tmp| session.save_adapter(POLICY, tmp))?;
+        checkpoint::save(
+            &self.dir.checkpoint(self.state.step),
+            session,
+            POLICY,
+            &self.optimizer,
+            &self.state,
+        )
+    }
+
+    fn write_completions(
+        &self,
+        groups: &[Group],
+        states: &[SequenceState],
+        step: usize,
+    ) -> Result<()> {
+        let mut out = String::new();
+        let mut index = 0;
+        for (g, group) in groups.iter().enumerate() {
+            for (i, e) in group.episodes.iter().enumerate() {
+                let mut row = json!({
+                    "step": step,
+                    "group": g,
+                    "problem": group.problem.id,
+                    "sample": e.sample,
+                    "text": e.text,
+                    "reward": e.reward,
+                    "verdict": e.verdict,
+                    "advantage": group.advantages[i],
+                    "finish_reason": e.finish,
+                    "tokens": e.completion_ids.len(),
+                });
+                for (name, value) in self.rewards.names().iter().zip(&e.rewards) {
+                    row["rewards"][name] = json!(value);
+                }
+                if self.config.log.token_traces {
+                    trace(&mut row, e, &states[index]);
+                }
+                out += &row.to_string();
+                out.push('\n');
+                index += 1;
+            }
+        }
+        write_atomic(&self.dir.completions(step), out.as_bytes())
+    }
+
+    /// The last evaluation, the summary, and a word to the user.
+    fn finish(&mut self, outcome: Outcome) -> Result<Outcome> {
+        self.progress.finish();
+        if outcome == Outcome::Interrupted {
+            eprintln!(
+                "saved after step {}; continue with: arca train --run {} --resume",
+                self.state.step,
+                self.dir.root().display()
+            );
+            return Ok(outcome);
+        }
+        let mut last = None;
+        if !self.held_out.problems.is_empty() {
+            let rows = self.measure(&[("adapter".to_string(), Some(POLICY))])?;
+            last = rows.into_iter().next();
+            if let Some(row) = &last {
+                self.keep_best(row)?;
+            }
+        }
+        self.save_checkpoint()?;
+        let summary = self.summary(last.as_ref());
+        write_atomic(
+            &self.dir.summary(),
+            serde_json::to_string_pretty(&summary)?.as_bytes(),
+        )?;
+        if !self.quiet {
+            let rows: Vec<EvalRow> = self.state.base.iter().chain(&last).cloned().collect();
+            crate::cli::print(&self.report(&rows, &summary))?;
+        }
+        Ok(outcome)
+    }
+
+    fn summary(&self, last: Option<&EvalRow>) -> Value {
+        let s = &self.state;
+        let tenth = |rewards: &[f64]| rewards.iter().sum::<f64>() / rewards.len().max(1) as f64;
+        let n = s.rewards.len();
+        json!({
+            "base": s.base,
+            "final": last,
+            "best_step": s.best.map(|b| b.0),
+            "steps": s.step,
+            "seconds": s.seconds,
+            "tokens_per_second": s.num_tokens as f64 / s.seconds.max(1e-9),
+            "num_tokens": s.num_tokens,
+            "peak_bytes": peak_memory(),
+            "credit": self.config.credit.method,
+            "reward_first_ten": tenth(&s.rewards[..n.min(10)]),
+            "reward_last_ten": tenth(&s.rewards[n.saturating_sub(10)..]),
+        })
+    }
+
+    fn report(&self, rows: &[EvalRow], summary: &Value) -> String {
+        let number = |key: &str| summary[key].as_f64().unwrap_or_default();
+        let mut out = format!(
+            "\n{} steps in {:.1} s, {:.0} tokens/s; mean reward {:.3} in the first ten steps, {:.3} in the last ten\n",
+            self.state.step,
+            self.state.seconds,
+            number("tokens_per_second"),
+            number("reward_first_ten"),
+            number("reward_last_ten"),
+        );
+        if !rows.is_empty() {
+            out += &format!(
+                "\nheld-out accuracy in %, {} problems:\n{}",
+                self.held_out.problems.len(),
+                evaluate::table(rows)
+            );
+        }
+        out += &diagnostics_table(&self.dir.metrics(), &self.config.credit.method);
+        let root = self.dir.root().display();
+        out + &format!(
+            "\nadapter: {root}/adapter (best: {root}/adapter_best)\nmetrics: {root}/metrics.jsonl, TensorBoard events in {root}\n\
+             completions: {root}/completions, summary: {root}/summary.json\n"
+        )
+    }
+}
+
+/// Credit diagnostics at the first, a middle and the last step.
+fn diagnostics_table(metrics: &Path, method: &str) -> String {
+    let Ok(text) = std::fs::read_to_string(metrics) else {
+        return String::new();
+    };
+    let rows: Vec<Value> = text
+        .lines()
+        .filter_map(|l| serde_json::from_str(l).ok())
+        .collect();
+    let names = [
+        ("gini", "credit/gini"),
+        ("eff. tokens", "credit/effective_token_ratio"),
+        ("max weight", "credit/max_weight"),
+        ("fallback", "credit/uniform_fallback_frac"),
+        ("residual", "credit/residual_norm_mean"),
+        ("noise floor", "credit/residual_noise_floor"),
+        ("entropy", "train/entropy"),
+        ("kl", "train/kl"),
+        ("scored", "credit/scored_frac"),
+    ];
+    let mut out = format!("\ncredit diagnostics ({method}):\n{:>6}", "step");
+    for (name, _) in names {
+        out += &format!(" {name:>11}");
+    }
+    out.push('\n');
+    let n = rows.len();
+    let mut picked: Vec<usize> = [0, n / 4, n / 2, 3 * n / 4, n.saturating_sub(1)].into();
+    picked.dedup();
+    for row in picked.into_iter().filter_map(|i| rows.get(i)) {
+        out += &format!("{:>6}", row["step"].as_u64().unwrap_or_default());
+        for (_, key) in names {
+            out += &match row[key].as_f64() {
+                Some(x) => format!(" {x:>11.4}"),
+                None => format!(" {:>11}", "-"),
+            };
+        }
+        out.push('\n');
+    }
+    out
+}
+
+fn completion_tokens(groups: &[Group]) -> usize {
+    groups
+        .iter()
+        .flat_map(|g| &g.episodes)
+        .map(|e| e.completion_ids.len())
+        .sum()
+}
+
+/// Per-token arrays of one completion, for `log.token_traces`.
+fn trace(row: &mut Value, e: &crate::episode::Episode, state: &SequenceState) {
+    row["prompt_ids"] = json!(e.prompt_ids);
+    row["completion_ids"] = json!(e.completion_ids);
+    row["logprobs"] = json!(e.logprobs);
+    row["entropies"] = json!(state.signals.entropies);
+    row["reference_logprobs"] = json!(state.signals.reference_logprobs);
+    row["residuals"] = json!(state.signals.residuals);
+    row["weights"] = json!(state.weights.weights);
+}
+
+/// Rewards and lengths of a step.
+fn rollout_metrics(m: &mut Metrics, sampled: &Sampled, names: &[&str], config: &Config) {
+    let episodes: Vec<_> = sampled.groups.iter().flat_map(|g| &g.episodes).collect();
+    let of = |f: &dyn Fn(&&crate::episode::Episode) -> f64| -> Vec<f64> {
+        episodes.iter().map(f).collect()
+    };
+    let (mean, std) = mean_std(&of(&|e| f64::from(e.reward)));
+    m.set("train/reward", mean);
+    m.set("train/reward_std", std);
+    let flat = sampled.groups.iter().filter(|g| g.zero_variance()).count();
+    m.set(
+        "train/frac_reward_zero_std",
+        flat as f64 / sampled.groups.len().max(1) as f64,
+    );
+    for (i, name) in names.iter().enumerate() {
+        let (mean, std) = mean_std(&of(&|e| f64::from(e.rewards[i])));
+        m.set(format!("train/rewards/{name}/mean"), mean);
+        m.set(format!("train/rewards/{name}/std"), std);
+    }
+    let all = of(&|e| e.completion_ids.len() as f64);
+    let ended: Vec<f64> = episodes
+        .iter()
+        .filter(|e| e.finish == FinishReason::Stop)
+        .map(|e| e.completion_ids.len() as f64)
+        .collect();
+    for (what, lengths) in [("", &all), ("terminated_", &ended)] {
+        // TRL reports 0 where no completion ended by itself.
+        let fold = |f: fn(f64, f64) -> f64| lengths.iter().copied().reduce(f).unwrap_or(0.0);
+        m.set(
+            format!("train/completions/mean_{what}length"),
+            mean_std(lengths).0,
+        );
+        m.set(
+            format!("train/completions/min_{what}length"),
+            fold(f64::min),
+        );
+        m.set(
+            format!("train/completions/max_{what}length"),
+            fold(f64::max),
+        );
+    }
+    let cut = episodes.len() - ended.len();
+    m.set(
+        "train/completions/clipped_ratio",
+        cut as f64 / episodes.len().max(1) as f64,
+    );
+    m.set("time/rollout", sampled.rollout.as_secs_f64());
+    m.set("time/reward", sampled.reward.as_secs_f64());
+    m.set(
+        "perf/rollout_tokens_per_second",
+        sampled.tokens as f64 / sampled.rollout.as_secs_f64().max(1e-9),
+    );
+    if !config.reward.command.is_empty() {
+        m.set("train/rewards/timed_out", sampled.timed_out as f64);
+    }
+}
+
+/// What the first iteration found out.
+fn update_metrics(m: &mut Metrics, stats: &UpdateStats) {
+    for (name, value) in stats.diagnostics.metrics() {
+        m.set(name, value);
+    }
+    m.set(
+        "credit/scored_frac",
+        stats.scored_sequences as f64 / stats.sequences.max(1) as f64,
+    );
+    if let Some(entropy) = stats.entropy.mean() {
+        m.set("train/entropy", entropy);
+    }
+    if let Some(mean) = stats.logprob_difference.mean() {
+        m.set("train/sampling/sampling_logp_difference/mean", mean);
+        m.set(
+            "train/sampling/sampling_logp_difference/max",
+            stats.logprob_difference.max,
+        );
+    }
+}
+
+/// Mean and unbiased standard deviation.
+fn mean_std(values: &[f64]) -> (f64, f64) {
+    let n = values.len() as f64;
+    if values.is_empty() {
+        return (0.0, 0.0);
+    }
+    let mean = values.iter().sum::<f64>() / n;
+    let sum: f64 = values.iter().map(|x| (x - mean).powi(2)).sum();
+    (
+        mean,
+        if n > 1.0 {
+            (sum / (n - 1.0)).sqrt()
+        } else {
+            0.0
+        },
+    )
+}

@@ -1,0 +1,290 @@
+//! A model loaded for a verb: engine, KV pages, tokenizer, stop ids.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail, ensure};
+use half::bf16;
+
+use crate::config::{ComputeDtype, Config, UsageError};
+use crate::device::Float;
+use crate::device::cpu::Cpu;
+use crate::episode::AdapterId;
+use crate::model::adapter::AdapterLayout;
+use crate::model::config::{Group, ModelShape};
+use crate::model::engine::{Engine, KvCache};
+use crate::model::half_layer::HalfLayers;
+use crate::model::peft;
+use crate::model::plan::{Capacity, Plan, available_memory};
+use crate::model::weights::resolve_model;
+use crate::rollout::stop::StopStrings;
+use crate::rollout::{self, Completion, Event, Request, Sampling};
+use crate::tokenizer::{Tokenizer, stop_ids};
+
+/// Work to do on whichever device the configuration names.
+pub trait OnDevice {
+    type Output;
+    fn run<D: HalfLayers>(self, device: D) -> Result<Self::Output>;
+}
+
+/// Pick the device of `train.device` and the activations of
+/// `model.compute_dtype`, and do the work there.
+pub fn on_device<T: OnDevice>(config: &Config, work: T) -> Result<T::Output> {
+    match config.train.device.as_str() {
+        "auto" | "cpu" => match config.model.compute_dtype {
+            None | Some(ComputeDtype::F32) => work.run(Cpu::<f32>::new()),
+            Some(ComputeDtype::Bf16) => work.run(Cpu::<bf16>::new()),
+        },
+        "cuda" | "emulator" => Err(UsageError::new(format!(
+            "train.device = \"{}\": this version runs on the CPU only; use --device cpu",
+            config.train.device
+        ))
+        .into()),
+        other => Err(UsageError::new(format!(
+            "train.device = \"{other}\": it must be auto, cpu, cuda or emulator"
+        ))
+        .into()),
+    }
+}
+
+/// The folder of the configured model; empty means the bundled demo.
+pub fn model_dir(config: &Config) -> Result<PathBuf> {
+    match config.model.path.as_str() {
+        "" => demo_dir(),
+        path => resolve_model(path),
+    }
+}
+
+/// Where the bundled demo lies: beside the sources that this binary was built
+/// from, or in the working directory.
+pub fn demo_dir() -> Result<PathBuf> {
+    let places = [
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/demo"),
+        PathBuf::from("assets/demo"),
+    ];
+    places
+        .into_iter()
+        .find(|p| p.join("config.json").exists())
+        .context(
+            "the bundled demo (assets/demo) is not here: run from a checkout, or set model.path",
+        )
+}
+
+/// How many of what a verb will run at most, from which buffers are planned.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Demand {
+    pub longest_prompt: usize,
+    pub longest_completion: usize,
+    /// Completions of one update step (0: nothing is trained or scored).
+    pub step_groups: usize,
+    pub step_sequences: usize,
+    /// Largest group (completions of one prompt).
+    pub group: usize,
+    /// Sequences that may be sampled side by side (0: nothing is sampled).
+    pub sampled: usize,
+    pub reference_rows: bool,
+    pub training: bool,
+    pub tokens_per_batch: usize,
+}
+
+/// Most sequences decoded in one batch.
+const DECODE_ROWS: usize = 256;
+
+impl Demand {
+    /// The buffers this needs, with the resident adapters' widths.
+    pub fn capacity(&self, layouts: &[AdapterLayout]) -> Capacity {
+        let copies = 1 + usize::from(self.reference_rows);
+        let context = self.longest_prompt + self.longest_completion;
+        let whole_step =
+            self.step_groups * self.longest_prompt + self.step_sequences * self.longest_completion;
+        let limit = match self.step_sequences {
+            0 => 0,
+            // One sequence must fit whatever the limit says.
+            _ => (self.tokens_per_batch / copies).clamp(context.min(whole_step), whole_step),
+        };
+        let decode = self.sampled.min(DECODE_ROWS.max(self.group));
+        let prefill = match self.sampled {
+            0 => 0,
+            _ => self.tokens_per_batch.min(self.longest_prompt * 16).max(16),
+        };
+        let rows = (limit * copies).max(decode).max(prefill);
+        let sequences = self.step_sequences + self.step_groups;
+        let pages_each = rollout::pages_needed(self.longest_prompt, 1, self.longest_completion);
+        Capacity {
+            rows,
+            saved_rows: if self.training { limit } else { 0 },
+            // A group cut over batches repeats its prompt.
+            segments: (2 * copies * sequences).max(decode).max(prefill.min(1024)),
+            pairs: copies * (limit + sequences),
+            grad_pairs: if self.training { limit + sequences } else { 0 },
+            s_width: Group::ALL.map(|g| layouts.iter().map(|l| l.s_width(g)).max().unwrap_or(0)),
+            pages: pages_each * decode,
+            positions: context,
+        }
+    }
+}
+
+/// A model with everything to run it.
+pub struct Session<D: HalfLayers> {
+    pub engine: Engine<D>,
+    pub cache: KvCache<D>,
+    pub tokenizer: Option<Arc<Tokenizer>>,
+    pub stop_ids: Vec<u32>,
+    /// As adapters name their base model.
+    pub base_name: String,
+    pub plan: Plan,
+}
+
+/// An adapter to make resident.
+pub struct AdapterSource {
+    pub layout: AdapterLayout,
+    pub params: Vec<f32>,
+}
+
+impl AdapterSource {
+    pub fn load(dir: &Path, shape: &ModelShape) -> Result<Self> {
+        let (layout, params) = peft::load(dir, shape)?;
+        Ok(AdapterSource { layout, params })
+    }
+}
+
+impl<D: HalfLayers> Session<D> {
+    /// Plan, refuse what would not fit, load, and make the adapters resident
+    /// in order (the first is [`AdapterId`] 0).
+    pub fn open(
+        device: D,
+        config: &Config,
+        dir: &Path,
+        demand: &Demand,
+        adapters: Vec<AdapterSource>,
+    ) -> Result<Self> {
+        let shape = ModelShape::load(dir)?;
+        let layouts: Vec<AdapterLayout> = adapters.iter().map(|a| a.layout.clone()).collect();
+        let capacity = demand.capacity(&layouts);
+        let plan = plan::<D>(&shape, &capacity, dir, &layouts, demand.training)?;
+        if let Some(available) = available_memory() {
+            ensure!(
+                plan.total() <= available,
+                "this would not fit: it needs {} MiB of memory, {} MiB are available\n{}lower train.tokens_per_batch, \
+                 rollout.max_completion_length or train.prompts_per_step",
+                plan.total() >> 20,
+                available >> 20,
+                plan.table()
+            );
+        }
+        let mut engine = Engine::load(device, dir, capacity, demand.training)?;
+        let cache = KvCache::new(&engine.device, &shape, capacity.pages)?;
+        for adapter in adapters {
+            engine.add_adapter(adapter.layout, &adapter.params)?;
+        }
+        let tokenizer = match dir.join("tokenizer.json").exists() {
+            true => Some(Arc::new(Tokenizer::load(dir)?)),
+            false => None,
+        };
+        Ok(Session {
+            engine,
+            cache,
+            tokenizer,
+            stop_ids: stop_ids(dir, &shape.eos_ids)?,
+            base_name: match config.model.path.as_str() {
+                "" => dir.display().to_string(),
+                path => path.to_string(),
+            },
+            plan,
+        })
+    }
+
+    /// The tokenizer, where a verb cannot do without.
+    pub fn tokenizer(&self) -> Result<&Arc<Tokenizer>> {
+        self.tokenizer.as_ref().with_context(|| {
+            format!(
+                "{} has no tokenizer.json: text cannot be read or written (give ids)",
+                self.base_name
+            )
+        })
+    }
+
+    /// How `[rollout]` says tokens are drawn.
+    pub fn sampling(&self, config: &Config) -> Sampling {
+        let r = &config.rollout;
+        Sampling {
+            temperature: r.temperature,
+            top_p: r.top_p,
+            top_k: r.top_k,
+            min_p: r.min_p,
+            max_tokens: r.max_completion_length,
+            stop_ids: self.stop_ids.clone(),
+        }
+    }
+
+    /// Draw completions, with `stop` strings (from `rollout.stop`).
+    pub fn generate(
+        &mut self,
+        requests: &[Request],
+        sampling: &Sampling,
+        stop: &[String],
+        events: &mut dyn FnMut(Event) -> Result<()>,
+    ) -> Result<Vec<Completion>> {
+        let strings: Arc<[String]> = stop.into();
+        let matcher = match stop.is_empty() {
+            true => None,
+            false => Some(self.tokenizer()?.clone()),
+        };
+        let make = || {
+            let tokenizer = matcher.clone()?;
+            Some(StopStrings::new(tokenizer, strings.clone()))
+        };
+        rollout::generate(
+            &mut self.engine,
+            &mut self.cache,
+            requests,
+            sampling,
+            &make,
+            events,
+        )
+    }
+
+    /// Write an adapter in PEFT's format.
+    pub fn save_adapter(&self, id: AdapterId, dir: &Path) -> Result<()> {
+        let layout = &self.engine.adapter(id).layout;
+        peft::save(dir, layout, &self.engine.params(id)?, &self.base_name)
+    }
+}
+
+/// The memory table for a model folder.
+pub fn plan<D: HalfLayers>(
+    shape: &ModelShape,
+    capacity: &Capacity,
+    dir: &Path,
+    layouts: &[AdapterLayout],
+    training: bool,
+) -> Result<Plan> {
+    let sizes: Vec<usize> = layouts.iter().map(|l| l.len()).collect();
+    let files = weight_bytes(dir)?;
+    // Forward and backward forms of the weights, each once.
+    let weights = files * if training { 2 } else { 1 };
+    Ok(Plan::new::<D::Act>(
+        shape, capacity, weights, &sizes, training,
+    ))
+}
+
+fn weight_bytes(dir: &Path) -> Result<u64> {
+    let mut total = 0;
+    let entries =
+        std::fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))?;
+    for entry in entries {
+        let path = entry?.path();
+        if path.extension().is_some_and(|e| e == "safetensors") {
+            total += std::fs::metadata(&path)?.len();
+        }
+    }
+    if total == 0 {
+        bail!("{} holds no safetensors file", dir.display());
+    }
+    Ok(total)
+}
+
+/// Name of the activations' type, for messages.
+pub fn act_name<D: HalfLayers>() -> &'static str {
+    <D::Act as Float>::NAME
+}

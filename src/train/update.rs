@@ -1,0 +1,308 @@
+//! The update phase: from groups with advantages to the gradient of the loss.
+//!
+//! One forward gives log-prob, entropy, reference log-prob and residual of
+//! every token; credit and loss turn them into one coefficient per token on
+//! the host; one backward turns the coefficients into gradients. The physical
+//! split into batches changes nothing that is summed.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::config::LossConfig;
+use crate::credit::{CreditAssigner, Diagnostics, TokenWeights, advantage_per_token};
+use crate::episode::{AdapterId, TokenSignals};
+use crate::loss::{
+    Advantage, LossStats, Objective, SequenceTerms, StepNormalizers, Tally, sampler_ratio,
+};
+use crate::model::engine::{Engine, HeadOutput};
+use crate::model::half_layer::HalfLayers;
+use crate::train::optimizer::Optimizer;
+use crate::train::packing::{PackGroup, PackSpec, Packed, PackedSequence, pack};
+
+/// One prompt's completions as the update sees them.
+pub struct TrainGroup<'a> {
+    pub prompt: &'a [u32],
+    pub sequences: Vec<TrainSequence<'a>>,
+    /// Key of its dropout masks.
+    pub key: u64,
+}
+
+/// One completion with its advantage and what is already known of it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TrainSequence<'a> {
+    pub completion: &'a [u32],
+    pub advantage: f32,
+    /// Per-token advantages that take the place of credit.
+    pub token_advantages: Option<&'a [f32]>,
+    /// The sampler's log-probs, for the comparison and the correction.
+    pub sampler_logprobs: Option<&'a [f32]>,
+    /// Given old log-probs; else the trainer's own of the first iteration.
+    pub old_logprobs: Option<&'a [f32]>,
+    /// Given reference log-probs; else a reference forward where needed.
+    pub reference_logprobs: Option<&'a [f32]>,
+    /// No gradient from this one (a truncated completion).
+    pub masked: bool,
+}
+
+/// What an update is made of; fixed for a run.
+pub struct Updater {
+    pub objective: Objective,
+    pub credit: CreditAssigner,
+    pub loss: LossConfig,
+    pub adapter: AdapterId,
+    pub reference: Option<AdapterId>,
+    pub temperature: f32,
+    pub max_completion_length: usize,
+    pub max_rows: usize,
+    pub dropout: f32,
+    /// Completions of a group without any advantage cost no forward.
+    pub skip_zero_advantage: bool,
+}
+
+/// What the first iteration finds out and later ones keep.
+#[derive(Clone, Debug, Default)]
+pub struct SequenceState {
+    /// The trainer's detached log-probs of the first iteration.
+    pub old: Vec<f32>,
+    pub reference: Vec<f32>,
+    pub signals: TokenSignals,
+    pub weights: TokenWeights,
+    sampler_ratio: Option<Vec<f32>>,
+}
+
+/// Sums over one iteration.
+#[derive(Clone, Debug, Default)]
+pub struct UpdateStats {
+    pub loss: f64,
+    pub loss_stats: LossStats,
+    pub diagnostics: Diagnostics,
+    /// Entropy over scored tokens.
+    pub entropy: Tally,
+    /// |sampler's log-prob - trainer's| over tokens (first iteration).
+    pub logprob_difference: Tally,
+    /// Rows that went through the model, base rows included.
+    pub rows: usize,
+    pub scored_sequences: usize,
+    pub sequences: usize,
+    pub forward: Duration,
+    pub score: Duration,
+    pub backward: Duration,
+}
+
+impl Updater {
+    /// Gradient of the step's loss at the current parameters, into the
+    /// optimizer's (zeroed) arena. `states` has one entry per sequence of all
+    /// groups; iteration 0 fills it. With `probe` every group is scored.
+    pub fn gradients<D: HalfLayers>(
+        &self,
+        engine: &mut Engine<D>,
+        optimizer: &mut Optimizer<D>,
+        groups: &[TrainGroup],
+        step: usize,
+        iteration: usize,
+        probe: bool,
+        states: &mut [SequenceState],
+    ) -> Result<UpdateStats> {
+        let sequences: Vec<&TrainSequence> = groups.iter().flat_map(|g| &g.sequences).collect();
+        ensure!(states.len() == sequences.len(), "one state per sequence");
+        let lengths: Vec<usize> = sequences
+            .iter()
+            .map(|s| if s.masked { 0 } else { s.completion.len() })
+            .collect();
+        let normalizers = StepNormalizers::new(&lengths, &self.loss, self.max_completion_length)?;
+
+        let mut stats = UpdateStats {
+            sequences: sequences.len(),
+            ..UpdateStats::default()
+        };
+        let mut first = 0;
+        let mut packed_groups = Vec::new();
+        for group in groups {
+            let skip = self.skip_zero_advantage
+                && !probe
+                && self.objective.kl.is_none()
+                && group
+                    .sequences
+                    .iter()
+                    .all(|s| s.advantage == 0.0 && s.token_advantages.is_none());
+            let numbered = group.sequences.iter().enumerate();
+            if skip {
+                for (_, s) in numbered {
+                    let n = s.completion.len();
+                    let skipped = self.objective.skipped(n, &Advantage::Sequence(0.0));
+                    stats.loss_stats.merge(&skipped);
+                }
+            } else {
+                packed_groups.push(PackGroup {
+                    prompt: group.prompt,
+                    key: group.key,
+                    completions: numbered
+                        .filter(|(_, s)| !s.completion.is_empty())
+                        .map(|(i, s)| (first + i, s.completion))
+                        .collect(),
+                });
+            }
+            first += group.sequences.len();
+        }
+
+        let needs = self.credit.needs(step);
+        let given = sequences.iter().all(|s| s.reference_logprobs.is_some());
+        let reference_logprobs = needs.reference || (self.objective.kl.is_some() && !given);
+        let first_iteration = iteration == 0;
+        let residuals = first_iteration && needs.residuals;
+        let spec = PackSpec {
+            policy: Some(self.adapter),
+            reference: (first_iteration && (reference_logprobs || residuals))
+                .then_some(self.reference),
+            reference_logprobs: first_iteration && reference_logprobs,
+            residuals,
+            training: true,
+            dropout: 0.0,
+            max_rows: self.max_rows,
+        };
+
+        // Dropout would put its noise into every signal: score without it
+        // first, then take gradients with it.
+        let clean_first = self.dropout > 0.0;
+        if clean_first && first_iteration {
+            let scoring = PackSpec {
+                training: false,
+                ..spec
+            };
+            for packed in pack(&packed_groups, &scoring)? {
+                let start = Instant::now();
+                let out = self.forward(engine, &packed, false, residuals)?;
+                stats.score += start.elapsed();
+                stats.rows += packed.batch_rows;
+                for p in &packed.sequences {
+                    let s = sequences[p.index];
+                    self.record(p, s, &out, step, &mut states[p.index], &mut stats)?;
+                }
+            }
+        }
+        let training = match clean_first {
+            true => PackSpec {
+                reference: None,
+                reference_logprobs: false,
+                residuals: false,
+                dropout: self.dropout,
+                ..spec
+            },
+            false => spec,
+        };
+        for packed in pack(&packed_groups, &training)? {
+            let start = Instant::now();
+            let out = self.forward(engine, &packed, true, training.residuals)?;
+            stats.forward += start.elapsed();
+            stats.rows += packed.batch_rows;
+            let mut coefficients = vec![0f32; packed.grad_pairs];
+            for p in &packed.sequences {
+                let s = sequences[p.index];
+                if first_iteration && !clean_first {
+                    self.record(p, s, &out, step, &mut states[p.index], &mut stats)?;
+                }
+                let normalizer = normalizers
+                    .of(p.index)
+                    .context("a sequence without a micro-step")?;
+                let state = &states[p.index];
+                let logprobs = &out.logprobs[p.policy.clone()];
+                let weighted;
+                let advantage = match s.token_advantages {
+                    Some(given) => Advantage::Token(given),
+                    None if self.is_uniform(state) => Advantage::Sequence(s.advantage),
+                    None => {
+                        weighted = advantage_per_token(s.advantage, &state.weights.weights);
+                        Advantage::Token(&weighted)
+                    }
+                };
+                // In the first iteration the trainer's own log-probs are the
+                // old ones: the ratio is exactly 1.
+                let own = (!first_iteration).then_some(&state.old[..]);
+                let terms = SequenceTerms {
+                    logprobs,
+                    old_logprobs: s.old_logprobs.or(own),
+                    reference_logprobs: s
+                        .reference_logprobs
+                        .or((!state.reference.is_empty()).then_some(&state.reference[..])),
+                    sampler_ratio: state.sampler_ratio.as_deref(),
+                    advantage,
+                    masked: s.masked,
+                };
+                let loss = self
+                    .objective
+                    .sequence(&terms, normalizer)
+                    .with_context(|| format!("sequence {} of the step", p.index))?;
+                coefficients[p.policy.clone()].copy_from_slice(&loss.coefficients);
+                stats.loss += loss.loss;
+                stats.loss_stats.merge(&loss.stats);
+            }
+            let start = Instant::now();
+            engine.backward(self.adapter, &coefficients, &mut optimizer.grads)?;
+            stats.backward += start.elapsed();
+        }
+        Ok(stats)
+    }
+
+    fn forward<D: HalfLayers>(
+        &self,
+        engine: &mut Engine<D>,
+        packed: &Packed,
+        training: bool,
+        residuals: bool,
+    ) -> Result<HeadOutput> {
+        let hidden = residuals.then(|| self.credit.hidden());
+        engine.run_packed(packed.batch.clone(), self.temperature, training, hidden)
+    }
+
+    /// Weights that are all equal need no per-token advantages: TRL counts
+    /// clips by sequence then.
+    fn is_uniform(&self, state: &SequenceState) -> bool {
+        self.credit.method().name() == "uniform" || state.weights.weights.is_empty()
+    }
+
+    /// Keep what the first iteration found of one sequence.
+    fn record(
+        &self,
+        p: &PackedSequence,
+        s: &TrainSequence,
+        out: &HeadOutput,
+        step: usize,
+        state: &mut SequenceState,
+        stats: &mut UpdateStats,
+    ) -> Result<()> {
+        state.old = out.logprobs[p.policy.clone()].to_vec();
+        state.reference = match s.reference_logprobs {
+            Some(given) => given.to_vec(),
+            None => out.logprobs[p.reference.clone()].to_vec(),
+        };
+        state.signals = TokenSignals {
+            logprobs: state.old.clone(),
+            entropies: out.entropies[p.policy.clone()].to_vec(),
+            reference_logprobs: state.reference.clone(),
+            residuals: match out.residuals.is_empty() {
+                true => Vec::new(),
+                false => out.residuals[p.residuals.clone()].to_vec(),
+            },
+        };
+        state.weights = self
+            .credit
+            .weights(&state.signals, step)
+            .with_context(|| format!("sequence {} of the step", p.index))?;
+        stats
+            .diagnostics
+            .add(&state.weights, &state.signals.residuals);
+        for &h in &state.signals.entropies {
+            stats.entropy.add(h as f64, 1);
+        }
+        if let Some(sampler) = s.sampler_logprobs {
+            for (a, b) in state.old.iter().zip(sampler) {
+                let difference = (*a as f64 - *b as f64).abs();
+                stats.logprob_difference.add(difference, 1);
+            }
+            state.sampler_ratio = sampler_ratio(&state.old, sampler, &self.loss)?;
+        }
+        stats.scored_sequences += 1;
+        Ok(())
+    }
+}
