@@ -3,6 +3,7 @@
 mod checkpoints;
 mod cli;
 mod common;
+mod invariance;
 mod losses;
 mod parity;
 mod text;

@@ -8,7 +8,7 @@ use arca::credit::HiddenChoice;
 use arca::device::cpu::Cpu;
 use arca::device::{Device, Float, SliceMut};
 use arca::episode::AdapterId;
-use arca::model::adapter::AdapterLayout;
+use arca::model::adapter::{AdapterLayout, LoraSettings};
 use arca::model::batch::{Batch, Dropout, Pair, SegmentId};
 use arca::model::config::{Group, ModelShape, Module};
 use arca::model::engine::Engine;
@@ -487,4 +487,55 @@ pub fn small_shape(odd: bool) -> ModelShape {
         max_position_embeddings: 256,
         eos_ids: vec![1],
     }
+}
+
+/// A model folder that lives as long as this value.
+pub struct SmallModel {
+    dir: tempfile::TempDir,
+    pub shape: ModelShape,
+}
+
+impl SmallModel {
+    pub fn new(shape: ModelShape, seed: u64) -> SmallModel {
+        let dir = tempfile::tempdir().unwrap();
+        write_model(dir.path(), &shape, seed);
+        SmallModel { dir, shape }
+    }
+
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// A layout of rank r on some modules, and parameters that matter.
+    pub fn adapter(&self, modules: &[Module], r: usize, seed: u64) -> (AdapterLayout, Vec<f32>) {
+        let settings = LoraSettings::uniform(&self.shape, modules, r, 2.0 * r as f32, 0.0, false);
+        let layout = AdapterLayout::new(&self.shape, settings).unwrap();
+        let mut params = layout.initial(seed);
+        let mut stream = Stream::new(seed);
+        for (_, _, f) in layout.factors() {
+            for b in &mut params[f.b..f.b + f.outputs * f.r] {
+                *b = (2.0 * stream.unit() - 1.0) * 0.3 / (f.r as f32).sqrt();
+            }
+        }
+        (layout, params)
+    }
+}
+
+/// Random sequences: groups of one prompt and several completions, by length.
+pub fn random_groups(vocab: usize, seed: u64, lengths: &[(usize, &[usize])]) -> Vec<Vec<Sequence>> {
+    let mut stream = Stream::new(seed);
+    let mut ids = |n: usize| -> Vec<u32> { (0..n).map(|_| stream.below(vocab as u32)).collect() };
+    lengths
+        .iter()
+        .map(|&(p, completions)| {
+            let prompt = ids(p);
+            completions
+                .iter()
+                .map(|&n| Sequence {
+                    prompt: prompt.clone(),
+                    completion: ids(n),
+                })
+                .collect()
+        })
+        .collect()
 }
