@@ -3,6 +3,7 @@
 mod checkpoints;
 mod cli;
 mod common;
+mod gradients;
 mod invariance;
 mod losses;
 mod parity;
