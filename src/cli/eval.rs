@@ -1,12 +1,90 @@
-//! `arca eval`: held-out accuracy of the base model and adapters.
+//! `arca eval`: accuracy of the base model and of adapters.
 
-use anyhow::bail;
+use anyhow::{Context, Result, ensure};
 
 use super::Outcome;
 use super::args::EvalArgs;
+use crate::config::{Config, UsageError};
+use crate::episode::AdapterId;
+use crate::model::config::ModelShape;
+use crate::model::half_layer::HalfLayers;
+use crate::tokenizer::Tokenizer;
+use crate::train::evaluate::{EvalRow, evaluate, table};
+use crate::train::run::{Prompts, data_path, load_prompts};
+use crate::train::session::{AdapterSource, Demand, OnDevice, Session, model_dir, on_device};
 
 /// Runs the verb.
-pub fn run(args: EvalArgs) -> anyhow::Result<Outcome> {
-    let _config = args.load()?;
-    bail!("`arca eval` is not written yet: the rollout is missing")
+pub fn run(args: EvalArgs) -> Result<Outcome> {
+    let config = args.load()?;
+    let rows = on_device(
+        &config,
+        Evaluation {
+            config: &config,
+            args: &args,
+        },
+    )?;
+    if !args.config.common.quiet {
+        super::print(&table(&rows))?;
+    }
+    if let Some(path) = &args.json {
+        super::write_output(path, &format!("{}\n", serde_json::to_string_pretty(&rows)?))?;
+    }
+    Ok(Outcome::Done)
+}
+
+struct Evaluation<'a> {
+    config: &'a Config,
+    args: &'a EvalArgs,
+}
+
+impl OnDevice for Evaluation<'_> {
+    type Output = Vec<EvalRow>;
+
+    fn run<D: HalfLayers>(self, device: D) -> Result<Vec<EvalRow>> {
+        let config = self.config;
+        let dir = model_dir(config)?;
+        let shape = ModelShape::load(&dir)?;
+        let tokenizer = Tokenizer::load(&dir)?;
+        let path = data_path(config, &config.data.eval, "data.eval", "eval.jsonl")?
+            .ok_or_else(|| UsageError::new("name the problems to evaluate on: --data FILE"))?;
+        let (
+            Prompts {
+                mut problems,
+                mut ids,
+            },
+            dataset,
+        ) = load_prompts(config, &tokenizer, &path)?;
+        let report = dataset.to_string();
+        if !self.args.config.common.quiet && !report.is_empty() {
+            eprintln!("{}: {report}", path.display());
+        }
+        if config.eval.limit > 0 {
+            problems.truncate(config.eval.limit);
+            ids.truncate(config.eval.limit);
+        }
+        ensure!(
+            !problems.is_empty(),
+            "{} holds no usable problem",
+            path.display()
+        );
+
+        let mut models = vec![("base".to_string(), None)];
+        let mut adapters = Vec::new();
+        for (i, dir) in self.args.adapter.iter().enumerate() {
+            let source = AdapterSource::load(dir, &shape)
+                .with_context(|| format!("adapter {}", dir.display()))?;
+            adapters.push(source);
+            models.push((dir.display().to_string(), Some(AdapterId(i as u32))));
+        }
+        let demand = Demand {
+            longest_prompt: ids.iter().map(Vec::len).max().unwrap_or(0),
+            longest_completion: config.rollout.max_completion_length,
+            group: config.eval.samples,
+            sampled: problems.len() * config.eval.samples * models.len(),
+            tokens_per_batch: config.train.tokens_per_batch,
+            ..Demand::default()
+        };
+        let mut session = Session::open(device, config, &dir, &demand, adapters)?;
+        evaluate(&mut session, config, &problems, &ids, &models)
+    }
 }

@@ -1,11 +1,40 @@
-//! `arca grade`: verdicts on answers.
+//! `arca grade`: judge answers against gold answers.
 
-use anyhow::bail;
+use anyhow::{Context, Result, bail};
 
 use super::Outcome;
 use super::args::GradeArgs;
+use super::rows::read_rows;
+use crate::reward::{Verdict, grade, grade_completion};
 
-/// Runs the verb.
-pub fn run(_args: GradeArgs) -> anyhow::Result<Outcome> {
-    bail!("`arca grade` is not written yet: the answer checker is missing")
+/// Runs the verb. Whatever the verdicts, it has done its work.
+pub fn run(args: GradeArgs) -> Result<Outcome> {
+    if let (Some(gold), Some(answer)) = (&args.gold, &args.answer) {
+        return line(&grade(gold, answer)).map(|()| Outcome::Done);
+    }
+    let file = args.file.context("name a file of answers")?;
+    for row in read_rows(&file)? {
+        let text = |key: &str| row.value[key].as_str();
+        let Some(gold) = text("gold") else {
+            bail!("{} has no text under gold", row.place);
+        };
+        let verdict = match (
+            text("answer"),
+            text("completion"),
+            text("pred"),
+            text("kind"),
+        ) {
+            (Some(answer), ..) => grade(gold, answer),
+            (_, Some(completion), ..) => grade_completion(gold, completion),
+            (_, _, Some(pred), Some("response")) => grade_completion(gold, pred),
+            (_, _, Some(pred), _) => grade(gold, pred),
+            _ => bail!("{} has none of answer, completion and pred", row.place),
+        };
+        line(&verdict)?;
+    }
+    Ok(Outcome::Done)
+}
+
+fn line(verdict: &Verdict) -> Result<()> {
+    super::print(&format!("{}\n", serde_json::to_string(verdict)?))
 }

@@ -2,6 +2,7 @@
 
 pub mod args;
 mod resolve;
+mod rows;
 
 pub mod bench;
 pub mod eval;
@@ -95,4 +96,13 @@ pub fn print(text: &str) -> anyhow::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(StdoutClosed.into()),
         Err(error) => Err(anyhow::Error::new(error).context("cannot write to standard output")),
     }
+}
+
+/// Writes a result to a file, or to standard output where it is named `-`.
+pub fn write_output(path: &std::path::Path, text: &str) -> anyhow::Result<()> {
+    use anyhow::Context;
+    if path.as_os_str() == "-" {
+        return print(text);
+    }
+    std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
 }

@@ -31,7 +31,8 @@ use crate::train::run_dir::{RunDir, replace_dir, write_atomic};
 use crate::train::session::{
     AdapterSource, Demand, OnDevice, Session, demo_dir, model_dir, on_device,
 };
-use crate::train::step::{Prompts, Sampled, sample_groups};
+pub use crate::train::step::Prompts;
+use crate::train::step::{Sampled, sample_groups};
 use crate::train::tensorboard::EventWriter;
 use crate::train::update::{SequenceState, TrainGroup, TrainSequence, UpdateStats, Updater};
 
@@ -311,7 +312,7 @@ impl<D: HalfLayers> Trainer<D> {
             true => Some(EventWriter::create(run_dir.root(), resumed_from)?),
             false => None,
         };
-        for report in &reports {
+        for report in reports.iter().filter(|r| !r.trim_end().ends_with(':')) {
             progress.message(report.trim_end());
         }
         Ok(Trainer {

@@ -20,6 +20,7 @@ use crate::model::weights::resolve_model;
 use crate::rollout::stop::StopStrings;
 use crate::rollout::{self, Completion, Event, Request, Sampling};
 use crate::tokenizer::{Tokenizer, stop_ids};
+use crate::train::packing::Packed;
 
 /// Work to do on whichever device the configuration names.
 pub trait OnDevice {
@@ -117,11 +118,37 @@ impl Demand {
             segments: (2 * copies * sequences).max(decode).max(prefill.min(1024)),
             pairs: copies * (limit + sequences),
             grad_pairs: if self.training { limit + sequences } else { 0 },
-            s_width: Group::ALL.map(|g| layouts.iter().map(|l| l.s_width(g)).max().unwrap_or(0)),
+            s_width: widths(layouts),
             pages: pages_each * decode,
             positions: context,
         }
     }
+}
+
+/// The buffers that these batches need.
+pub fn capacity_of(batches: &[Packed], layouts: &[AdapterLayout]) -> Capacity {
+    let most = |f: &dyn Fn(&Packed) -> usize| batches.iter().map(f).max().unwrap_or(0);
+    Capacity {
+        rows: most(&|p| p.batch.rows()),
+        saved_rows: most(&|p| p.batch.saved_rows),
+        segments: most(&|p| p.batch.segments.len()),
+        pairs: most(&|p| p.batch.pairs.len().max(p.batch.residual_pairs.len())),
+        grad_pairs: most(&|p| p.batch.grad_pairs),
+        s_width: widths(layouts),
+        pages: 0,
+        positions: most(&|p| {
+            p.batch
+                .positions
+                .iter()
+                .max()
+                .map_or(0, |&x| x as usize + 1)
+        }),
+    }
+}
+
+/// Columns of s that the widest adapter needs, by group.
+fn widths(layouts: &[AdapterLayout]) -> [usize; 4] {
+    Group::ALL.map(|g| layouts.iter().map(|l| l.s_width(g)).max().unwrap_or(0))
 }
 
 /// A model with everything to run it.
@@ -158,10 +185,23 @@ impl<D: HalfLayers> Session<D> {
         demand: &Demand,
         adapters: Vec<AdapterSource>,
     ) -> Result<Self> {
-        let shape = ModelShape::load(dir)?;
         let layouts: Vec<AdapterLayout> = adapters.iter().map(|a| a.layout.clone()).collect();
         let capacity = demand.capacity(&layouts);
-        let plan = plan::<D>(&shape, &capacity, dir, &layouts, demand.training)?;
+        Session::with_capacity(device, config, dir, capacity, demand.training, adapters)
+    }
+
+    /// The same for batches whose sizes are known.
+    pub fn with_capacity(
+        device: D,
+        config: &Config,
+        dir: &Path,
+        capacity: Capacity,
+        training: bool,
+        adapters: Vec<AdapterSource>,
+    ) -> Result<Self> {
+        let shape = ModelShape::load(dir)?;
+        let layouts: Vec<AdapterLayout> = adapters.iter().map(|a| a.layout.clone()).collect();
+        let plan = plan::<D>(&shape, &capacity, dir, &layouts, training)?;
         if let Some(available) = available_memory() {
             ensure!(
                 plan.total() <= available,
@@ -172,7 +212,7 @@ impl<D: HalfLayers> Session<D> {
                 plan.table()
             );
         }
-        let mut engine = Engine::load(device, dir, capacity, demand.training)?;
+        let mut engine = Engine::load(device, dir, capacity, training)?;
         let cache = KvCache::new(&engine.device, &shape, capacity.pages)?;
         for adapter in adapters {
             engine.add_adapter(adapter.layout, &adapter.params)?;
