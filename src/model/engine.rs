@@ -397,7 +397,14 @@ impl<D: HalfLayers> Engine<D> {
 
     /// Replace an adapter's parameters.
     pub fn set_params(&mut self, id: AdapterId, params: &[f32]) -> Result<()> {
-        let buf = &mut self.residents[id.0 as usize].params;
+        let resident = &mut self.residents[id.0 as usize];
+        ensure!(
+            params.len() == resident.layout.len(),
+            "{} parameters for an adapter of {}",
+            params.len(),
+            resident.layout.len()
+        );
+        let buf = &mut resident.params;
         let ctx = Ctx {
             stream: &self.stream,
         };
