@@ -9,16 +9,23 @@ fn ends(rewards: &[f64], n: usize) -> (f64, f64) {
     (mean(&rewards[..n]), mean(&rewards[rewards.len() - n..]))
 }
 
+/// Measured with seeds 0 to 4: from 0.22 .. 0.26 to 0.60 .. 0.70, a rise of
+/// 0.36 to 0.45. Half the smallest is asked for, so that the test outlives
+/// changes of rounding; with a wrong sign the reward falls from the start.
 #[test]
 fn reward_rises() {
     let bench = Bench::new();
     let settings = [
-        "train.steps=12",
+        "train.steps=10",
         "train.prompts_per_step=16",
         "rollout.group_size=8",
+        "optimizer.learning_rate=3e-3",
     ];
     let run = bench.train("run", &settings);
     let rewards = run.series("train/reward");
     let (first, last) = ends(&rewards, 3);
-    assert!(last > first + 0.1, "from {first:.3} to {last:.3}: {rewards:.3?}");
+    assert!(
+        last > first + 0.18,
+        "from {first:.3} to {last:.3}: {rewards:.3?}"
+    );
 }

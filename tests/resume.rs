@@ -89,6 +89,20 @@ fn the_physical_split_changes_nothing() {
     }
 }
 
+/// Neither does the number of threads.
+#[test]
+fn the_number_of_threads_changes_nothing() {
+    let bench = Bench::new();
+    let one = bench.train("one", &[ARCA]);
+    let output = bench
+        .command("three", &[ARCA])
+        .env("RAYON_NUM_THREADS", "3")
+        .output()
+        .unwrap();
+    expect(&output, 0, "three threads");
+    one.assert_same(&bench.run("three"), 2);
+}
+
 #[test]
 fn a_used_run_folder_is_refused() {
     let bench = Bench::new();

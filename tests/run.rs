@@ -45,7 +45,9 @@ impl Bench {
         command
             .args(["train", "--run", name])
             .current_dir(self.path())
-            .env("NO_COLOR", "1");
+            .env("NO_COLOR", "1")
+            // The test runner keeps the cores busy with other tests.
+            .env("RAYON_NUM_THREADS", "1");
         for setting in SMALL.iter().chain(settings) {
             command.args(["--set", setting]);
         }
@@ -64,7 +66,8 @@ impl Bench {
         let mut command = Command::new(env!("CARGO_BIN_EXE_arca"));
         command
             .args(["train", "--run", name, "--resume"])
-            .current_dir(self.path());
+            .current_dir(self.path())
+            .env("RAYON_NUM_THREADS", "1");
         for change in changes {
             command.args(["--set", change]);
         }
