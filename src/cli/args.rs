@@ -298,6 +298,30 @@ pub struct BenchArgs {
     /// End with one line that is a JSON object
     #[arg(long)]
     pub json: bool,
+    /// Sequences side by side: the same as --prompts
+    #[arg(long, value_name = "N", conflicts_with = "prompts")]
+    pub batch: Option<usize>,
+    /// Prompts of random tokens [default: decode 1, update 16, else 8]
+    #[arg(long, value_name = "N")]
+    pub prompts: Option<usize>,
+    /// Completions per prompt [default: rollout and step 8, else 1]
+    #[arg(long, value_name = "K")]
+    pub group_size: Option<usize>,
+    /// Tokens of a prompt [default: decode 32, update 1, else 64]
+    #[arg(long, value_name = "N")]
+    pub prompt_length: Option<usize>,
+    /// Tokens of a completion [default: update 128, else 64]
+    #[arg(long, value_name = "N")]
+    pub new_tokens: Option<usize>,
+    /// Update: 8 prompts of 64 tokens x 8 completions of seeded lengths from 8
+    #[arg(long)]
+    pub ragged: bool,
+    /// Timed runs, after one that is not
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    pub repeats: usize,
+    /// Rank of the adapter; decode has none without it [config: lora.r]
+    #[arg(long, value_name = "R")]
+    pub lora_r: Option<usize>,
     #[command(flatten)]
     pub config: ReadConfigArgs,
 }

@@ -175,8 +175,10 @@ impl PlanArgs {
 impl BenchArgs {
     /// The resolved configuration.
     pub fn load(&self) -> Result<Config, UsageError> {
-        self.config
-            .load(Shorthands::default().text("model.path", self.model.as_deref()))
+        let flags = Shorthands::default()
+            .text("model.path", self.model.as_deref())
+            .number("lora.r", self.lora_r);
+        self.config.load(flags)
     }
 }
 

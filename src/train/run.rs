@@ -222,6 +222,10 @@ impl<D: HalfLayers> Trainer<D> {
 
         let dir = model_dir(&config)?;
         let shape = ModelShape::load(&dir)?;
+        credit
+            .hidden()
+            .check(shape.num_layers)
+            .map_err(|e| UsageError::new(e.to_string()))?;
         let tokenizer = Tokenizer::load(&dir)?;
         let train_path = data_path(&config, &config.data.train, "data.train", "train.jsonl")?
             .context("data.train is not set")?;
@@ -285,20 +289,25 @@ impl<D: HalfLayers> Trainer<D> {
         let mut order = order;
         let mut resumed_from = None;
         if resume {
-            let (step, path) = run_dir.latest_checkpoint()?.with_context(|| {
-                format!(
-                    "{} has no checkpoint to resume from",
+            // A run that died before its first checkpoint starts over: its
+            // folder could otherwise be neither continued nor used again.
+            let mut step = 0;
+            if let Some((latest, path)) = run_dir.latest_checkpoint()? {
+                state = checkpoint::load(&path, &mut trainer_session, POLICY, &mut optimizer)?;
+                ensure!(
+                    state.step == latest,
+                    "{} is of step {}",
+                    path.display(),
+                    state.step
+                );
+                order = DataOrder::resume(prompts.problems.len(), config.train.seed, state.cursor)?;
+                step = latest;
+            } else {
+                reports.push(format!(
+                    "{} has no checkpoint yet: starting over",
                     run_dir.root().display()
-                )
-            })?;
-            state = checkpoint::load(&path, &mut trainer_session, POLICY, &mut optimizer)?;
-            ensure!(
-                state.step == step,
-                "{} is of step {}",
-                path.display(),
-                state.step
-            );
-            order = DataOrder::resume(prompts.problems.len(), config.train.seed, state.cursor)?;
+                ));
+            }
             run_dir.forget_completions_after(step)?;
             run_dir.save_config(&config)?;
             progress.resume(step);
