@@ -20,5 +20,8 @@ fn reward_rises() {
     let run = bench.train("run", &settings);
     let rewards = run.series("train/reward");
     let (first, last) = ends(&rewards, 3);
-    assert!(last > first + 0.1, "from {first:.3} to {last:.3}: {rewards:.3?}");
+    assert!(
+        last > first + 0.1,
+        "from {first:.3} to {last:.3}: {rewards:.3?}"
+    );
 }

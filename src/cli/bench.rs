@@ -9,8 +9,8 @@ use std::time::Instant;
 use anyhow::{Result, bail, ensure};
 use serde_json::{Value, json};
 
-use super::{Outcome, UsageError};
 use super::args::{BenchArgs, BenchKind};
+use super::{Outcome, UsageError};
 use crate::advantage::advantages;
 use crate::config::Config;
 use crate::episode::AdapterId;
