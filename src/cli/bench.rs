@@ -9,8 +9,8 @@ use std::time::Instant;
 use anyhow::{Result, bail, ensure};
 use serde_json::{Value, json};
 
-use super::Outcome;
 use super::args::{BenchArgs, BenchKind};
+use super::{Outcome, UsageError};
 use crate::advantage::advantages;
 use crate::config::Config;
 use crate::episode::AdapterId;
@@ -63,7 +63,10 @@ struct Workload {
 impl Workload {
     fn new(args: &BenchArgs) -> Result<Workload> {
         let (prompts, group_size, prompt_length, new_tokens) = match args.kind {
-            BenchKind::Kernels => bail!("arca bench kernels is for devices with kernels (CUDA)"),
+            BenchKind::Kernels => {
+                let message = "bench kernels: the CPU has no kernels to run alone; see decode, rollout, update, step";
+                return Err(UsageError::new(message).into());
+            }
             BenchKind::Decode => (1, 1, 32, 64),
             BenchKind::Update if !args.ragged => (16, 1, 1, 128),
             BenchKind::Rollout | BenchKind::Update | BenchKind::Step => (8, 8, 64, 64),
@@ -133,6 +136,8 @@ struct Report {
     /// What one run handles: sampled tokens, or for the update all tokens of
     /// its sequences (a shared prompt counts once).
     tokens: usize,
+    /// Length of each completion.
+    lengths: Vec<usize>,
     timings: Vec<Timing>,
 }
 
@@ -164,16 +169,14 @@ impl OnDevice for Bench {
                 timings.push(timing);
             }
         }
-        let tokens = match self.kind {
-            BenchKind::Update => {
-                let own: usize = bed.random_completions().iter().map(|c| c.ids.len()).sum();
-                own + match w.prompt_length {
-                    // One token to begin with is no prompt.
-                    1 => 0,
-                    n => n * w.prompts,
-                }
-            }
-            _ => w.sequences() * w.new_tokens,
+        let lengths = match self.kind {
+            BenchKind::Update => w.lengths(&mut Stream::new(self.config.train.seed ^ 1)),
+            _ => vec![w.new_tokens; w.sequences()],
+        };
+        let prompts = match (self.kind, w.prompt_length) {
+            // One token to begin with is no prompt.
+            (BenchKind::Update, 2..) => w.prompt_length * w.prompts,
+            _ => 0,
         };
         Ok(Report {
             kind: match self.kind {
@@ -185,7 +188,8 @@ impl OnDevice for Bench {
             },
             device: bed.session.engine.device.name(),
             workload: w,
-            tokens,
+            tokens: prompts + lengths.iter().sum::<usize>(),
+            lengths,
             timings,
         })
     }
@@ -453,6 +457,7 @@ impl Report {
             "group_size": w.group_size,
             "prompt_length": w.prompt_length,
             "new_tokens": w.new_tokens,
+            "lengths": self.lengths,
         })
     }
 }

@@ -199,7 +199,8 @@ fn prefill<D: HalfLayers>(
             let request = &requests[index];
             let room = most_rows - batch.rows();
             let prompt = &request.prompt_ids;
-            if prompt.len() > room {
+            let full = batch.segments.len() == engine.capacity.segments;
+            if prompt.len() > room || full {
                 if !batch.tokens.is_empty() {
                     queue.push_front((index, group, own));
                     break;

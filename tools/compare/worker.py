@@ -1,0 +1,213 @@
+"""One peer of tools/compare_cpu.py: loads once, then does one run per line of
+standard input and answers each with a JSON line (seconds, processor seconds,
+peak memory). Usage: worker.py KIND JSON-ARGUMENTS
+"""
+
+import json
+import os
+import random
+import sys
+import time
+
+import torch
+
+torch.set_num_threads(2)
+torch.set_num_interop_threads(1)
+
+
+def peak_bytes():
+    with open("/proc/self/status") as f:
+        for line in f:
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+
+
+class Lines:
+    """Timed runs, asked for and answered in lines."""
+
+    def __init__(self):
+        # What libraries print must not come between the answers.
+        self.out = os.fdopen(os.dup(1), "w")
+        os.dup2(2, 1)
+        self.say({"ready": True})
+
+    def say(self, value):
+        self.out.write(json.dumps(value) + "\n")
+        self.out.flush()
+
+    def wait(self):
+        if not sys.stdin.readline():
+            os._exit(0)
+        self.start, self.cpu = time.perf_counter(), time.process_time()
+
+    def done(self):
+        seconds = time.perf_counter() - self.start
+        cpu = time.process_time() - self.cpu
+        self.say({"seconds": seconds, "cpu_seconds": cpu, "peak_bytes": peak_bytes()})
+
+    def serve(self, run):
+        while True:
+            self.wait()
+            run()
+            self.done()
+
+
+def load(args):
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(args["model"], dtype=getattr(torch, args["dtype"]))
+
+
+def lora(r):
+    from peft import LoraConfig
+
+    modules = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    return LoraConfig(r=r, lora_alpha=2 * r, target_modules=modules, task_type="CAUSAL_LM")
+
+
+def models(args):
+    """Checkpoints of random weights from a config.json."""
+    from transformers import AutoModelForCausalLM, Qwen3Config
+
+    with open(args["config"]) as f:
+        values = json.load(f)
+    for key in ("architectures", "torch_dtype", "model_type"):
+        values.pop(key, None)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(Qwen3Config(**values), dtype=torch.float32)
+    model.to(getattr(torch, args["dtype"])).save_pretrained(args["out"])
+
+
+def generate(args):
+    model = load(args).eval()
+    # Lengths are to be what was asked for.
+    model.generation_config.eos_token_id = None
+    ids = torch.randint(model.config.vocab_size, (args["batch"], args["prompt"]))
+
+    @torch.no_grad()
+    def run():
+        out = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=args["new"],
+            do_sample=True,
+            top_k=0,
+            pad_token_id=0,
+        )
+        assert out.shape == (args["batch"], args["prompt"] + args["new"])
+
+    run()
+    Lines().serve(run)
+
+
+def update(args):
+    """Forward, backward and AdamW. With `lengths`: a GRPO batch as TRL pads
+    it, 8 completions to a prompt; else dense sequences."""
+    from peft import get_peft_model
+
+    model = get_peft_model(load(args), lora(16)).train()
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-5)
+    vocab = model.config.vocab_size
+    if args.get("lengths"):
+        lengths = torch.tensor(args["lengths"])
+        longest, prompt = int(lengths.max()), args["prompt"]
+        prompts = torch.randint(vocab, (len(lengths) // 8, prompt)).repeat_interleave(8, 0)
+        completions = torch.randint(vocab, (len(lengths), longest))
+        mask = (torch.arange(longest) < lengths[:, None]).long()
+        ids = torch.cat([prompts, completions], 1)
+        attention = torch.cat([torch.ones_like(prompts), mask], 1)
+        keep = longest
+    else:
+        ids = torch.randint(vocab, (args["batch"], args["tokens"]))
+        attention, mask = torch.ones_like(ids), torch.ones_like(ids)[:, 1:]
+        keep = args["tokens"] - 1
+    targets = ids[:, -keep:]
+    advantages = torch.randn(len(ids), 1)
+
+    def run():
+        logits = model(ids, attention_mask=attention, logits_to_keep=keep + 1).logits[:, :-1]
+        logits = logits.float()
+        chosen = logits.gather(-1, targets[..., None]).squeeze(-1)
+        logprobs = chosen - logits.logsumexp(-1)
+        loss = -(logprobs * advantages * mask).sum() / mask.sum()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    run()
+    Lines().serve(run)
+
+
+def step(args):
+    """Whole steps of TRL's GRPOTrainer; one per line."""
+    import tempfile
+
+    from datasets import Dataset
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import WhitespaceSplit
+    from transformers import PreTrainedTokenizerFast, TrainerCallback
+    from trl import GRPOConfig, GRPOTrainer
+
+    model = load(args)
+    vocab = model.config.vocab_size
+    words = Tokenizer(WordLevel({f"t{i}": i for i in range(vocab)}, unk_token="t2"))
+    words.pre_tokenizer = WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="t0", eos_token="t1", unk_token="t2"
+    )
+    chance = random.Random(0)
+    prompts = [
+        " ".join(f"t{chance.randrange(3, vocab)}" for _ in range(args["prompt"]))
+        for _ in range(args["prompts"])
+    ]
+
+    def reward(completion_ids, **_):
+        return [sum(i % 2 == 0 for i in ids) / max(len(ids), 1) for ids in completion_ids]
+
+    lines = []
+
+    class Gate(TrainerCallback):
+        def on_step_begin(self, *_, **__):
+            if not lines:
+                lines.append(None)  # the first step warms up, unasked
+            elif lines[0] is None:
+                lines[0] = Lines()
+            if lines[0]:
+                lines[0].wait()
+
+        def on_step_end(self, *_, **__):
+            if lines[0]:
+                lines[0].done()
+
+    config = GRPOConfig(
+        output_dir=tempfile.mkdtemp(),
+        per_device_train_batch_size=args["prompts"] * args["group"],
+        num_generations=args["group"],
+        max_completion_length=args["new"],
+        gradient_accumulation_steps=1,
+        max_steps=10_000,
+        learning_rate=1e-5,
+        beta=0.0,
+        use_cpu=True,
+        bf16=args["dtype"] == "bfloat16",
+        gradient_checkpointing=False,
+        logging_steps=10_000,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+    GRPOTrainer(
+        model=model,
+        reward_funcs=reward,
+        args=config,
+        train_dataset=Dataset.from_dict({"prompt": prompts}),
+        processing_class=tokenizer,
+        peft_config=lora(16),
+        callbacks=[Gate()],
+    ).train()
+
+
+if __name__ == "__main__":
+    globals()[sys.argv[1]](json.loads(sys.argv[2]))
