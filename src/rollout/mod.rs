@@ -16,7 +16,8 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::episode::{AdapterId, FinishReason};
 use crate::model::batch::{Batch, PageTable, Segment};
-use crate::model::engine::{Engine, KvCache};
+use crate::model::buffers::KvCache;
+use crate::model::engine::Engine;
 use crate::model::half_layer::HalfLayers;
 use crate::ops::decode::PAGE;
 use crate::ops::sample::{SampleRequest, Sampled};
