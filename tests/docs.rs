@@ -70,3 +70,36 @@ fn documented_defaults_are_the_program_s() {
         "other defaults than documented: {wrong:?}"
     );
 }
+
+/// The configuration that the README shows is one.
+#[test]
+fn the_readme_s_configuration_loads() {
+    let text = document("README.md");
+    let blocks: Vec<&str> = text
+        .split("```toml\n")
+        .skip(1)
+        .map(|rest| rest.split("```").next().unwrap())
+        .collect();
+    assert!(!blocks.is_empty());
+    let dir = tempfile::tempdir().unwrap();
+    for block in blocks {
+        let path = dir.path().join("readme.toml");
+        std::fs::write(&path, block).unwrap();
+        let config = Config::load(Some(&path), &[]).unwrap();
+        config.validate_training().unwrap();
+    }
+}
+
+/// Every verb has its row in the README.
+#[test]
+fn the_readme_names_every_verb() {
+    use clap::CommandFactory;
+    let text = document("README.md");
+    for verb in arca::cli::args::Cli::command().get_subcommands() {
+        let name = verb.get_name();
+        assert!(
+            text.contains(&format!("| {name} | `arca {name} ")),
+            "{name}"
+        );
+    }
+}

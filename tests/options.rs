@@ -356,7 +356,23 @@ fn what_cannot_be_done_is_refused_before_anything_is_written() {
     }
 }
 
-/// Two problems of one statement and several rewards: what the files say.
+/// A program of the user's judges beside the built-in reward.
+#[cfg(unix)]
+#[test]
+fn an_external_reward_takes_part() {
+    let bench = Bench::new();
+    let script = r#"while read row; do echo '{"reward": 0.25}'; done"#;
+    let command = format!("reward.command=['sh', '-c', '''{script}''']");
+    let run = finite(&bench, "run", &[&command, "reward.weights=[1.0, 2.0]"]);
+    assert_eq!(run.series("train/rewards/external/mean"), [0.25, 0.25]);
+    assert_eq!(run.series("train/rewards/timed_out"), [0.0, 0.0]);
+    let math = run.series("train/rewards/math/mean");
+    for (total, math) in run.series("train/reward").iter().zip(math) {
+        assert!((total - math - 0.5).abs() < 1e-6);
+    }
+}
+
+/// Problems from a file of the user's, and several rewards.
 #[test]
 fn own_problems_and_several_rewards() {
     let bench = Bench::new();
