@@ -64,9 +64,8 @@ pub struct Case {
     pub layout: AdapterLayout,
     pub params: Vec<f32>,
     reference: HashMap<String, Tensor>,
-    /// Padded lengths of prompt and completion in the reference.
+    /// Padded length of prompts in the reference.
     pub prompt_len: usize,
-    pub completion_len: usize,
 }
 
 impl Case {
@@ -87,12 +86,10 @@ impl Case {
             .collect();
         let shape = ModelShape::load(&dir.join("model")).unwrap();
         let (layout, params) = peft::load(&dir.join("adapter"), &shape).unwrap();
-        let size = |key: &str| json["padded"][key].as_u64().unwrap() as usize;
         Case {
             name: name.to_string(),
             group_size: json["group_size"].as_u64().unwrap() as usize,
-            prompt_len: size("P"),
-            completion_len: size("C"),
+            prompt_len: json["padded"]["P"].as_u64().unwrap() as usize,
             reference: read_f32(&dir.join("reference.safetensors")),
             dir,
             json,
