@@ -24,6 +24,7 @@ import json
 import os
 import platform
 import shlex
+import shutil
 import statistics
 import subprocess
 import sys
@@ -121,9 +122,13 @@ class Setup:
             pip = [self.python, "-m", "pip", "install", "-q", "-r", TOOLS / "requirements.txt"]
             subprocess.run(pip, check=True)
         build = ["cargo", "build", "--release", "--message-format=json"]
-        self.arca = binary(build, ROOT, "arca")
+        # Copied, so that a later build does not change what is measured.
+        self.folder = Path(tempfile.mkdtemp())
+        self.arca = shutil.copy(binary(build, ROOT, "arca"), self.folder)
+        dirty = " (with changes)" if command("git", "status", "--porcelain", "-uno") else ""
+        self.commit = command("git", "rev-parse", "--short", "HEAD") + dirty
         self.candle = binary(build, TOOLS / "candle", "candle-decode")
-        self.models = args.models or Path(tempfile.mkdtemp())
+        self.models = args.models or self.folder
 
     def model(self, shape, dtype):
         path = self.models / f"{shape}-{dtype}"
@@ -234,6 +239,10 @@ def measure(setup, workload):
     return rows
 
 
+def command(*words):
+    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True).stdout.strip()
+
+
 def cores(run):
     cpu = run.get("cpu_seconds")
     return None if cpu is None else cpu / run["seconds"]
@@ -244,23 +253,19 @@ def median(runs, key):
 
 
 def report(setup, rows):
-    def command(*words):
-        return subprocess.run(words, cwd=ROOT, capture_output=True, text=True).stdout.strip()
-
     processor = platform.processor()
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
             processor = line.split(":")[1].strip()
     packages = (TOOLS / "requirements.txt").read_text().split()
-    dirty = " (with changes)" if command("git", "status", "--porcelain", "-uno") else ""
     load = " ".join(f"{x:.1f}" for x in os.getloadavg())
     out = [
         f"# CPU comparison, {datetime.date.today()}",
         "",
         f"- machine: {processor}, {os.cpu_count()} cores; load average at the end {load}",
-        f"- arca: commit {command('git', 'rev-parse', '--short', 'HEAD')}{dirty}, {command('rustc', '--version')}",
+        f"- arca: commit {setup.commit}, {command('rustc', '--version')}",
         f"- peers: {', '.join(packages)}, candle 0.11.0",
-        f"- command: `python tools/compare_cpu.py {' '.join(generic(sys.argv[1:]))}`",
+        f"- command: `python tools/compare_cpu.py {shlex.join(generic(sys.argv[1:]))}`",
         f"- medians of {setup.args.rounds} alternating rounds, 2 threads each",
         "",
         "| row | tokens/s arca | peer | tokens/s peer | arca is | cores arca / peer | peak MiB arca / peer |",

@@ -10,7 +10,7 @@
 
 use anyhow::Result;
 
-use crate::device::cpu::gemm::{self, LANES, Left, Right, with_scratch};
+use crate::device::cpu::gemm::{self, LANES, Left, Right, with_buffer, with_scratch};
 use crate::device::cpu::simd::{exp, ln, max, sum16, vectorized};
 use crate::device::cpu::{Cpu, pool};
 use crate::device::{Ctx, Device, Float, Slice, SliceMut};
@@ -178,14 +178,14 @@ impl<A: Float> Attention for Cpu<A> {
                     let reach = before + first + m;
                     let stride = reach.next_multiple_of(LANES);
                     for head in kv * l.heads_per_kv..(kv + 1) * l.heads_per_kv {
-                        with_scratch(m * (stride + l.hdp), |buf| {
+                        with_buffer(m * (stride + l.hdp), |buf| {
                             let (scores, acc) = buf.split_at_mut(m * stride);
                             let queries = Left {
                                 data: &qk[row0 * l.qk + head * l.hd..],
                                 row_stride: l.qk,
                                 col_stride: 1,
                             };
-                            gemm::accumulate(
+                            gemm::product(
                                 0..m,
                                 0..stride / LANES,
                                 l.hd,
@@ -208,7 +208,7 @@ impl<A: Float> Attention for Cpu<A> {
                                 row_stride: stride,
                                 col_stride: 1,
                             };
-                            gemm::accumulate(
+                            gemm::product(
                                 0..m,
                                 0..l.hdp / LANES,
                                 reach,

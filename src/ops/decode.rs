@@ -7,7 +7,7 @@
 
 use anyhow::{Result, bail};
 
-use crate::device::cpu::gemm::{self, LANES, Left, Right, with_scratch};
+use crate::device::cpu::gemm::{self, LANES, Left, Right, with_buffer};
 use crate::device::cpu::{Cpu, pool};
 use crate::device::{Ctx, Device, Float, Slice, SliceMut};
 use crate::model::config::ModelShape;
@@ -126,7 +126,7 @@ impl<A: Float> DecodeAttention for Cpu<A> {
                     let last_row = if single { row0 } else { row0 + m - 1 };
                     let reach = batch.positions[last_row] as usize + 1;
                     let stride = reach.next_multiple_of(PAGE);
-                    with_scratch(m * (stride + hdp), |buf| {
+                    with_buffer(m * (stride + hdp), |buf| {
                         let (scores, acc) = buf.split_at_mut(m * stride);
                         let queries = Left {
                             data: &qk[row0 * qk_width + first_head * hd..],
@@ -135,7 +135,7 @@ impl<A: Float> DecodeAttention for Cpu<A> {
                         };
                         for p in 0..stride / PAGE {
                             let head = head_of(p * PAGE);
-                            gemm::accumulate(
+                            gemm::product(
                                 0..m,
                                 0..1,
                                 hd,
@@ -161,7 +161,11 @@ impl<A: Float> DecodeAttention for Cpu<A> {
                                 row_stride: stride,
                                 col_stride: 1,
                             };
-                            gemm::accumulate(
+                            let add = match p {
+                                0 => gemm::product::<f32, A>,
+                                _ => gemm::accumulate::<f32, A>,
+                            };
+                            add(
                                 0..m,
                                 0..hdp / LANES,
                                 PAGE.min(reach - p * PAGE),

@@ -156,9 +156,9 @@ impl Panels {
         }
     }
 
-    /// See [`gemm::accumulate`]; panels are packed with reductions of `k`.
+    /// See [`gemm::product`]; panels are packed with reductions of `k`.
     #[allow(clippy::too_many_arguments)]
-    pub(crate) fn accumulate<A: Float>(
+    pub(crate) fn product<A: Float>(
         &self,
         rows: Range<usize>,
         panels: Range<usize>,
@@ -169,10 +169,10 @@ impl Panels {
     ) {
         match self {
             Panels::F32(v) => {
-                gemm::accumulate(rows, panels, k, left, Right::packed(v, k), acc, stride)
+                gemm::product(rows, panels, k, left, Right::packed(v, k), acc, stride)
             }
             Panels::Bf16(v) => {
-                gemm::accumulate(rows, panels, k, left, Right::packed(v, k), acc, stride)
+                gemm::product(rows, panels, k, left, Right::packed(v, k), acc, stride)
             }
         }
     }
@@ -358,7 +358,7 @@ impl<A: Float> Linear for Cpu<A> {
             k,
             |block, acc| {
                 let stride = block.stride();
-                weight.forward.accumulate(
+                weight.forward.product(
                     block.rows.clone(),
                     block.panels.clone(),
                     k,
@@ -424,7 +424,7 @@ impl<A: Float> Linear for Cpu<A> {
             n.div_ceil(LANES),
             k,
             |block, acc| {
-                backward.accumulate(
+                backward.product(
                     block.rows.clone(),
                     block.panels.clone(),
                     k,

@@ -9,7 +9,7 @@
 use anyhow::{Result, bail};
 
 use crate::device::cpu::gemm::{self, LANES, Left};
-use crate::device::cpu::simd::{exp, ln, max, sum16, vectorized};
+use crate::device::cpu::simd::{exp, fold16, ln, max, vectorized};
 use crate::device::cpu::{Cpu, pool};
 use crate::device::{Ctx, Device, Float, Slice, SliceMut};
 use crate::ops::linear::{CpuMatrix, Linear, Panels, write_rows};
@@ -71,17 +71,19 @@ vectorized! {
             *x *= inverse_temperature;
         }
         let top = max(z);
-        let read = &*z;
-        // exp(d) * d is 0 for a token ruled out (-inf), not NaN.
-        let spread = sum16(read.len(), |i| {
-            let d = (read[i] - top).max(-1e4);
-            exp(d) * d
-        });
-        for x in z.iter_mut() {
-            *x = exp(*x - top);
+        // One pass: the exponentials, their sum, and the sum of exp(d) d. The
+        // latter is 0 for a token ruled out (d = -inf), not NaN.
+        let mut sums = [0f32; 16];
+        let mut spreads = [0f32; 16];
+        for chunk in z.chunks_mut(16) {
+            for ((x, sum), spread) in chunk.iter_mut().zip(&mut sums).zip(&mut spreads) {
+                let d = *x - top;
+                *x = exp(d);
+                *sum += *x;
+                *spread += *x * d.max(-1e4);
+            }
         }
-        let read = &*z;
-        let sum = sum16(read.len(), |i| read[i]);
+        let (sum, spread) = (fold16(sums), fold16(spreads));
         RowStats { logprob: 0.0, entropy: ln(sum) - spread / sum, top, sum }
     }
 }
@@ -127,7 +129,7 @@ pub(crate) fn head_chunks<A: Float>(
             |block, acc| {
                 let (rows, panels) = (block.rows.clone(), block.panels.clone());
                 head.forward
-                    .accumulate(rows, panels, hidden, left, acc, block.stride());
+                    .product(rows, panels, hidden, left, acc, block.stride());
             },
             |block, acc| write_rows(&out, padded, block, acc),
         );
@@ -193,7 +195,7 @@ impl<A: Float> LogProb for Cpu<A> {
                     vocab,
                     |block, acc| {
                         let (rows, panels) = (block.rows.clone(), block.panels.clone());
-                        backward.accumulate(rows, panels, vocab, left, acc, block.stride());
+                        backward.product(rows, panels, vocab, left, acc, block.stride());
                     },
                     |block, acc| {
                         let first = block.panels.start * LANES;

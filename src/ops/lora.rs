@@ -247,8 +247,8 @@ impl CpuAdapters {
                     continue;
                 };
                 let n = rows.len() * block.stride();
-                gemm::with_scratch(n, |own| {
-                    gemm::accumulate(
+                gemm::with_buffer(n, |own| {
+                    gemm::product(
                         rows.clone(),
                         block.panels.clone(),
                         pack.r,
@@ -344,7 +344,7 @@ impl<A: Float> Cpu<A> {
             width / LANES,
             k,
             |block, acc| {
-                gemm::accumulate(
+                gemm::product(
                     block.rows.clone(),
                     block.panels.clone(),
                     k,

@@ -6,8 +6,11 @@
 //! bit. Everything that multiplies on the CPU comes through [`Product`]:
 //! linear layers, attention and gradients.
 
+use std::ops::Range;
+
 use crate::device::Float;
 use crate::device::cpu::pool;
+use crate::device::cpu::simd::has_avx2;
 
 /// Columns of a panel: two AVX2 registers.
 pub const LANES: usize = 16;
@@ -60,13 +63,48 @@ impl<'a, T> Right<'a, T> {
 /// acc[i, p * LANES + j] += sum_k left[i, k] * right[panels.start + p][k, j]
 /// for `rows` rows; `acc` is row-major with rows of `acc_stride`.
 pub fn accumulate<A: Float, B: Float>(
-    rows: std::ops::Range<usize>,
-    panels: std::ops::Range<usize>,
+    rows: Range<usize>,
+    panels: Range<usize>,
     k: usize,
     left: Left<A>,
     right: Right<B>,
     acc: &mut [f32],
     acc_stride: usize,
+) {
+    multiply(rows, panels, k, left, right, acc, acc_stride, false);
+}
+
+/// The same with `=` for `+=`, which saves clearing and loading `acc`. Its
+/// bits are those of [`accumulate`] into zeros.
+pub fn product<A: Float, B: Float>(
+    rows: Range<usize>,
+    panels: Range<usize>,
+    k: usize,
+    left: Left<A>,
+    right: Right<B>,
+    acc: &mut [f32],
+    acc_stride: usize,
+) {
+    if k == 0 {
+        for row in acc.chunks_mut(acc_stride.max(1)).take(rows.len()) {
+            row[..panels.len() * LANES].fill(0.0);
+        }
+        return;
+    }
+    multiply(rows, panels, k, left, right, acc, acc_stride, true);
+}
+
+/// `fresh` takes the sums before the first reduction step as zero.
+#[allow(clippy::too_many_arguments)]
+fn multiply<A: Float, B: Float>(
+    rows: Range<usize>,
+    panels: Range<usize>,
+    k: usize,
+    left: Left<A>,
+    right: Right<B>,
+    acc: &mut [f32],
+    acc_stride: usize,
+    fresh: bool,
 ) {
     if rows.is_empty() || panels.is_empty() || k == 0 {
         return;
@@ -78,43 +116,58 @@ pub fn accumulate<A: Float, B: Float>(
 
     let m = rows.len();
     let tiles = m.div_ceil(TILE_ROWS);
+    let wide = has_avx2();
     for k0 in (0..k).step_by(K_BLOCK) {
         let kb = K_BLOCK.min(k - k0);
         let mut p = 0;
         while p < panels.len() {
             // Few rows leave registers free: take several panels at once.
-            let wide = match m {
+            let most = match m {
                 1 => 4,
                 2 | 3 => 2,
                 _ => 1,
             };
-            let count = if panels.len() - p >= wide { wide } else { 1 };
+            let count = if panels.len() - p >= most { most } else { 1 };
             let b = (panels.start + p) * right.panel_stride + k0 * right.k_stride;
             for t in 0..tiles {
                 let (i0, i1) = (m * t / tiles, m * (t + 1) / tiles);
                 let a = (rows.start + i0) * left.row_stride + k0 * left.col_stride;
                 let c = i0 * acc_stride + p * LANES;
                 // SAFETY: the extreme indices were checked above and every
-                // other one is smaller.
+                // other one is smaller; AVX2 where detected.
                 unsafe {
-                    tile(
-                        i1 - i0,
-                        count,
-                        kb,
-                        left.data.as_ptr().add(a),
-                        left.row_stride,
-                        left.col_stride,
-                        right.data.as_ptr().add(b),
-                        right.k_stride,
-                        right.panel_stride,
-                        acc.as_mut_ptr().add(c),
+                    let operands = Operands {
+                        k: kb,
+                        a: left.data.as_ptr().add(a),
+                        row_stride: left.row_stride,
+                        col_stride: left.col_stride,
+                        b: right.data.as_ptr().add(b),
+                        k_stride: right.k_stride,
+                        panel_stride: right.panel_stride,
+                        acc: acc.as_mut_ptr().add(c),
                         acc_stride,
-                    );
+                        fresh: fresh && k0 == 0,
+                    };
+                    tile(i1 - i0, count, wide, &operands);
                 }
             }
             p += count;
         }
     }
+}
+
+/// What one register tile multiplies; strides in elements.
+struct Operands<A, B> {
+    k: usize,
+    a: *const A,
+    row_stride: usize,
+    col_stride: usize,
+    b: *const B,
+    k_stride: usize,
+    panel_stride: usize,
+    acc: *mut f32,
+    acc_stride: usize,
+    fresh: bool,
 }
 
 /// One block of a product's output: some rows by some panels.
@@ -132,7 +185,7 @@ impl Block {
 }
 
 /// Cut an output of `rows` by `panels` into blocks over the cores. For each,
-/// `fill` adds into a zeroed accumulator and `write` takes it away.
+/// `fill` sets an accumulator (of whatever content) and `write` takes it away.
 /// `k` is the length of the reductions, to judge the work.
 pub fn blocks(
     rows: usize,
@@ -154,7 +207,7 @@ pub fn blocks(
             rows: rows * rb / row_blocks..rows * (rb + 1) / row_blocks,
             panels: panels * pb / panel_blocks..panels * (pb + 1) / panel_blocks,
         };
-        with_scratch(block.rows.len() * block.stride(), |acc| {
+        with_buffer(block.rows.len() * block.stride(), |acc| {
             fill(&block, acc);
             write(&block, acc);
         });
@@ -167,11 +220,18 @@ thread_local! {
 
 /// A zeroed buffer of this thread, kept for the next call. Calls may nest.
 pub fn with_scratch<R>(len: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
+    with_buffer(len, |buf| {
+        buf.fill(0.0);
+        f(buf)
+    })
+}
+
+/// [`with_scratch`] with whatever the last use has left.
+pub fn with_buffer<R>(len: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
     let mut buf = SCRATCH.with(|s| s.borrow_mut().pop()).unwrap_or_default();
     if buf.len() < len {
         buf = vec![0.0; len.next_power_of_two()];
     }
-    buf[..len].fill(0.0);
     let result = f(&mut buf[..len]);
     SCRATCH.with(|s| s.borrow_mut().push(buf));
     result
@@ -179,69 +239,54 @@ pub fn with_scratch<R>(len: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
 
 /// # Safety
 /// All elements that the strides reach for `m` rows, `panels` panels and `k`
-/// steps must lie in the operands; `acc` must be writable.
-#[allow(clippy::too_many_arguments)]
-unsafe fn tile<A: Float, B: Float>(
-    m: usize,
-    panels: usize,
-    k: usize,
-    a: *const A,
-    rs: usize,
-    cs: usize,
-    b: *const B,
-    ks: usize,
-    ps: usize,
-    acc: *mut f32,
-    ld: usize,
-) {
+/// steps must lie in the operands; `acc` must be writable; `wide` only with
+/// AVX2 and FMA.
+unsafe fn tile<A: Float, B: Float>(m: usize, panels: usize, wide: bool, o: &Operands<A, B>) {
     macro_rules! call {
-        ($f:ident) => {
-            // SAFETY: as promised by the caller; AVX2 where detected.
+        ($f:ident $(, $unit:literal)?) => {
+            // SAFETY: as promised by the caller.
             unsafe {
                 match (m, panels) {
-                    (1, 4) => $f::<A, B, 1, 4>(k, a, rs, cs, b, ks, ps, acc, ld),
-                    (1, _) => $f::<A, B, 1, 1>(k, a, rs, cs, b, ks, ps, acc, ld),
-                    (2, 2) => $f::<A, B, 2, 2>(k, a, rs, cs, b, ks, ps, acc, ld),
-                    (2, _) => $f::<A, B, 2, 1>(k, a, rs, cs, b, ks, ps, acc, ld),
-                    (3, 2) => $f::<A, B, 3, 2>(k, a, rs, cs, b, ks, ps, acc, ld),
-                    (3, _) => $f::<A, B, 3, 1>(k, a, rs, cs, b, ks, ps, acc, ld),
-                    (4, _) => $f::<A, B, 4, 1>(k, a, rs, cs, b, ks, ps, acc, ld),
-                    (5, _) => $f::<A, B, 5, 1>(k, a, rs, cs, b, ks, ps, acc, ld),
-                    _ => $f::<A, B, 6, 1>(k, a, rs, cs, b, ks, ps, acc, ld),
+                    (1, 4) => $f::<A, B, 1, 4 $(, $unit)?>(o),
+                    (1, _) => $f::<A, B, 1, 1 $(, $unit)?>(o),
+                    (2, 2) => $f::<A, B, 2, 2 $(, $unit)?>(o),
+                    (2, _) => $f::<A, B, 2, 1 $(, $unit)?>(o),
+                    (3, 2) => $f::<A, B, 3, 2 $(, $unit)?>(o),
+                    (3, _) => $f::<A, B, 3, 1 $(, $unit)?>(o),
+                    (4, _) => $f::<A, B, 4, 1 $(, $unit)?>(o),
+                    (5, _) => $f::<A, B, 5, 1 $(, $unit)?>(o),
+                    _ => $f::<A, B, 6, 1 $(, $unit)?>(o),
                 }
             }
         };
     }
     #[cfg(target_arch = "x86_64")]
-    if crate::device::cpu::simd::has_avx2() {
-        call!(tile_avx2);
+    if wide {
+        if o.col_stride == 1 {
+            call!(tile_avx2, true);
+        } else {
+            call!(tile_avx2, false);
+        }
         return;
     }
+    let _ = wide;
     call!(tile_portable);
 }
 
 /// The definition: what `tile_avx2` does in registers, without fused
 /// multiply-adds (a machine without FMA would emulate each in software).
-#[allow(clippy::too_many_arguments)]
-unsafe fn tile_portable<A: Float, B: Float, const M: usize, const P: usize>(
-    k: usize,
-    a: *const A,
-    rs: usize,
-    cs: usize,
-    b: *const B,
-    ks: usize,
-    ps: usize,
-    acc: *mut f32,
-    ld: usize,
-) {
+unsafe fn tile_portable<A: Float, B: Float, const M: usize, const P: usize>(o: &Operands<A, B>) {
     for p in 0..P {
         for i in 0..M {
             // SAFETY: in bounds by the caller's promise.
             unsafe {
-                let c = &mut *acc.add(i * ld + p * LANES).cast::<[f32; LANES]>();
-                for kk in 0..k {
-                    let x = (*a.add(i * rs + kk * cs)).to_f32();
-                    let row = &*b.add(p * ps + kk * ks).cast::<[B; LANES]>();
+                let c = &mut *o.acc.add(i * o.acc_stride + p * LANES).cast::<[f32; LANES]>();
+                if o.fresh {
+                    *c = [0.0; LANES];
+                }
+                for k in 0..o.k {
+                    let x = (*o.a.add(i * o.row_stride + k * o.col_stride)).to_f32();
+                    let row = &*o.b.add(p * o.panel_stride + k * o.k_stride).cast::<[B; LANES]>();
                     for j in 0..LANES {
                         c[j] += x * row[j].to_f32();
                     }
@@ -251,55 +296,65 @@ unsafe fn tile_portable<A: Float, B: Float, const M: usize, const P: usize>(
     }
 }
 
+/// `UNIT`: the left operand's elements of a row lie side by side.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
-#[allow(clippy::too_many_arguments)]
-unsafe fn tile_avx2<A: Float, B: Float, const M: usize, const P: usize>(
-    k: usize,
-    a: *const A,
-    rs: usize,
-    cs: usize,
-    b: *const B,
-    ks: usize,
-    ps: usize,
-    acc: *mut f32,
-    ld: usize,
+unsafe fn tile_avx2<A: Float, B: Float, const M: usize, const P: usize, const UNIT: bool>(
+    o: &Operands<A, B>,
 ) {
     use std::arch::x86_64::*;
+    use std::array::from_fn;
+    use std::hint::black_box;
     // SAFETY: in bounds by the caller's promise.
     unsafe {
         let mut c = [[[_mm256_setzero_ps(); 2]; P]; M];
-        for (i, row) in c.iter_mut().enumerate() {
-            for (p, pair) in row.iter_mut().enumerate() {
-                for (h, v) in pair.iter_mut().enumerate() {
-                    *v = _mm256_loadu_ps(acc.add(i * ld + p * LANES + h * 8));
-                }
-            }
-        }
-        let mut ak = a;
-        let mut bk = b;
-        for _ in 0..k {
-            let mut right = [[_mm256_setzero_ps(); 2]; P];
-            for (p, pair) in right.iter_mut().enumerate() {
-                for (h, v) in pair.iter_mut().enumerate() {
-                    *v = load8(bk.add(p * ps + h * 8));
-                }
-            }
+        if !o.fresh {
             for (i, row) in c.iter_mut().enumerate() {
-                let x = _mm256_set1_ps((*ak.add(i * rs)).to_f32());
                 for (p, pair) in row.iter_mut().enumerate() {
                     for (h, v) in pair.iter_mut().enumerate() {
-                        *v = _mm256_fmadd_ps(x, right[p][h], *v);
+                        *v = _mm256_loadu_ps(o.acc.add(i * o.acc_stride + p * LANES + h * 8));
                     }
                 }
             }
-            ak = ak.add(cs);
-            bk = bk.add(ks);
+        }
+        let col_stride = if UNIT { 1 } else { o.col_stride };
+        // One pointer per row and per panel, which the optimiser must not
+        // derive from each other: it would chain their additions, and the
+        // chain would take longer than the multiply-adds.
+        let mut a: [*const A; M] = black_box(from_fn(|i| o.a.add(i * o.row_stride)));
+        let mut b: [*const B; P] = black_box(from_fn(|p| o.b.add(p * o.panel_stride)));
+        macro_rules! steps {
+            ($n:literal) => {
+                for u in 0..$n {
+                    let mut right = [[_mm256_setzero_ps(); 2]; P];
+                    for (p, pair) in right.iter_mut().enumerate() {
+                        for (h, v) in pair.iter_mut().enumerate() {
+                            *v = load8(b[p].add(h * 8));
+                        }
+                    }
+                    for (i, row) in c.iter_mut().enumerate() {
+                        let x = _mm256_set1_ps((*a[i].add(u * col_stride)).to_f32());
+                        for (p, pair) in row.iter_mut().enumerate() {
+                            for (h, v) in pair.iter_mut().enumerate() {
+                                *v = _mm256_fmadd_ps(x, right[p][h], *v);
+                            }
+                        }
+                    }
+                    b.iter_mut().for_each(|p| *p = p.add(o.k_stride));
+                }
+                a.iter_mut().for_each(|p| *p = p.add($n * col_stride));
+            };
+        }
+        for _ in 0..o.k / 4 {
+            steps!(4);
+        }
+        for _ in 0..o.k % 4 {
+            steps!(1);
         }
         for (i, row) in c.iter().enumerate() {
             for (p, pair) in row.iter().enumerate() {
                 for (h, v) in pair.iter().enumerate() {
-                    _mm256_storeu_ps(acc.add(i * ld + p * LANES + h * 8), *v);
+                    _mm256_storeu_ps(o.acc.add(i * o.acc_stride + p * LANES + h * 8), *v);
                 }
             }
         }
@@ -367,7 +422,7 @@ mod tests {
             let mut all = vec![0f32; m * n];
             let out = crate::device::cpu::pool::Shared::new(&mut all);
             blocks(m, panels, k, |block, acc| {
-                accumulate(block.rows.clone(), block.panels.clone(), k, left, Right::packed(&b, k), acc, block.stride());
+                product(block.rows.clone(), block.panels.clone(), k, left, Right::packed(&b, k), acc, block.stride());
             }, |block, acc| {
                 for (r, i) in block.rows.clone().enumerate() {
                     // SAFETY: blocks are disjoint.

@@ -118,6 +118,12 @@ pub fn sum16(n: usize, f: impl Fn(usize) -> f32) -> f32 {
     for (j, lane) in lanes.iter_mut().enumerate().take(n - whole) {
         *lane += f(whole + j);
     }
+    fold16(lanes)
+}
+
+/// Sum of the lanes of an interleaved sum, by halves.
+#[inline(always)]
+pub fn fold16(mut lanes: [f32; 16]) -> f32 {
     let mut width = 8;
     while width > 0 {
         for j in 0..width {
