@@ -1,7 +1,15 @@
 //! One integration binary; each module states what it guards.
 
+mod checkpoints;
 mod cli;
 mod common;
+mod docs;
+mod gradients;
+mod invariance;
+mod learning;
 mod losses;
+mod options;
 mod parity;
+mod resume;
+mod run;
 mod text;

@@ -5,8 +5,8 @@
     python tools/make_demo.py --tokens 300000 --out /tmp/demo   # a quick one, to try the formats
 
 The base is meant to leave room for reinforcement learning. Its pretraining solutions come in three manners (worked steps
-and a box, a box alone, steps without a box) and some of their results are wrong, so a policy gains by choosing the better
-manner and by sharpening what it half knows. The problems of train.jsonl and eval.jsonl are always right.
+and a box, a box alone, steps without a box) and some of their results are wrong, a box alone most often, so a policy gains
+by choosing the better manner and by sharpening what it half knows. The solutions of train.jsonl and eval.jsonl are right.
 
 Deterministic on one machine for a given seed, thread count and package versions (tools/requirements.txt).
 """
@@ -81,7 +81,8 @@ class Recipe:
 
 HE = ["Tom", "Ben", "Sam", "Max", "Paul", "Omar", "Jack", "Liam", "Noah", "Hugo", "Ivan", "Karl", "Finn"]
 SHE = ["Anna", "Mia", "Lena", "Eva", "Sara", "Nina", "Ruth", "Maya", "Lucy", "Zoe", "Olga", "Rosa", "Emma"]
-THINGS = ["apples", "books", "coins", "cards", "pens", "shells", "stamps", "stones", "eggs", "balls", "cups", "plums", "marbles", "pencils", "oranges", "tickets"]
+THINGS = ["apples", "books", "coins", "cards", "pens", "shells", "stamps", "stones"]
+THINGS += ["eggs", "balls", "cups", "plums", "marbles", "pencils", "oranges", "tickets"]
 BAGS = ["bags", "boxes", "baskets", "jars", "crates", "drawers"]
 
 

@@ -20,8 +20,8 @@ use crate::model::plan::peak_memory;
 use crate::rng::{Purpose, Stream};
 use crate::rollout::{Completion, Event, Request, Sampling};
 use crate::train::optimizer::Optimizer;
-use crate::train::run::{initial_adapter, updater, wants_reference};
 use crate::train::session::{Demand, OnDevice, Session, model_dir, on_device};
+use crate::train::setup::{initial_adapter, updater, wants_reference};
 use crate::train::update::{SequenceState, TrainGroup, TrainSequence, Updater};
 
 const POLICY: AdapterId = AdapterId(0);

@@ -10,8 +10,9 @@ use crate::model::config::ModelShape;
 use crate::model::half_layer::HalfLayers;
 use crate::tokenizer::Tokenizer;
 use crate::train::evaluate::{EvalRow, evaluate, table};
-use crate::train::run::{Prompts, data_path, load_prompts};
 use crate::train::session::{AdapterSource, Demand, OnDevice, Session, model_dir, on_device};
+use crate::train::setup::{data_path, load_prompts};
+use crate::train::step::Prompts;
 
 /// Runs the verb.
 pub fn run(args: EvalArgs) -> Result<Outcome> {

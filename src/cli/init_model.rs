@@ -53,9 +53,12 @@ pub fn run(args: InitModelArgs) -> Result<Outcome> {
     for name in BESIDE {
         for source in [folder.join(name), folder.join("..").join(name)] {
             if source.is_file() {
+                // Not `fs::copy`, which would make copies of read-only files read-only.
                 let to = args.out.join(name);
-                std::fs::copy(&source, &to)
-                    .with_context(|| format!("cannot copy to {}", to.display()))?;
+                let bytes = std::fs::read(&source)
+                    .with_context(|| format!("cannot read {}", source.display()))?;
+                std::fs::write(&to, bytes)
+                    .with_context(|| format!("cannot write {}", to.display()))?;
                 break;
             }
         }

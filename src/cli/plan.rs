@@ -10,8 +10,8 @@ use crate::credit::CreditAssigner;
 use crate::model::config::ModelShape;
 use crate::model::half_layer::HalfLayers;
 use crate::model::plan::available_memory;
-use crate::train::run::{initial_adapter, wants_reference};
 use crate::train::session::{Demand, OnDevice, model_dir, on_device, plan};
+use crate::train::setup::{initial_adapter, wants_reference};
 
 /// Runs the verb.
 pub fn run(args: PlanArgs) -> Result<Outcome> {

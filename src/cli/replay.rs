@@ -18,8 +18,8 @@ use crate::model::peft::{decimal, save_tensors};
 use crate::model::plan::peak_memory;
 use crate::rng::{Purpose, stream_key};
 use crate::train::optimizer::{Optimizer, load_moments, save_moments};
-use crate::train::run::{initial_adapter, updater, wants_reference};
 use crate::train::session::{AdapterSource, Demand, OnDevice, Session, model_dir, on_device};
+use crate::train::setup::{initial_adapter, updater, wants_reference};
 use crate::train::update::{SequenceState, TrainGroup, TrainSequence};
 
 /// Runs the verb.

@@ -169,12 +169,12 @@ impl Default for RolloutConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RewardConfig {
-    /// Names of built-in rewards; `command` places the external one among them.
+    /// math, format, length; `external` places `command` among them.
     pub functions: Vec<String>,
-    /// One per reward; empty: all 1. An external reward that `functions` does
-    /// not place comes last.
+    /// One per reward; empty: all 1.
     pub weights: Vec<f32>,
-    /// An external reward: program and arguments (JSONL in, JSONL out).
+    /// An external reward: program and arguments (JSONL in, JSONL out). It
+    /// comes last where `functions` does not place it.
     pub command: Vec<String>,
 }
 

@@ -4,6 +4,7 @@ use std::fmt::Display;
 
 use super::keys::check_name;
 use super::*;
+use crate::reward::external;
 
 /// Refuses `key = given` unless `ok`, saying what it must be.
 fn require(ok: bool, key: &str, given: impl Display, must: &str) -> Result<(), UsageError> {
@@ -202,9 +203,9 @@ impl RolloutConfig {
 }
 
 impl RewardConfig {
-    /// The functions, and the external command unless it is one of them.
+    /// The functions, and the external program unless it is one of them.
     fn count(&self) -> usize {
-        let placed = self.functions.iter().any(|name| name == "command");
+        let placed = self.functions.iter().any(|name| name == external::NAME);
         self.functions.len() + usize::from(!self.command.is_empty() && !placed)
     }
 

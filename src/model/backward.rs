@@ -4,7 +4,7 @@
 use anyhow::Result;
 
 use crate::device::Float;
-use crate::model::engine::{Activations, Scratch};
+use crate::model::buffers::{Activations, Scratch};
 use crate::model::half_layer::{GradientArena, HalfLayers, Pass, slice, slice_mut};
 use crate::ops::rmsnorm::NormShape;
 

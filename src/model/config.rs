@@ -203,6 +203,10 @@ impl ModelShape {
             ("rope_scaling", &json["rope_scaling"]),
         ] {
             if let Some(map) = scaling.as_object() {
+                ensure!(
+                    !map.values().any(Value::is_object),
+                    "{place} differs by layer type, which is not supported"
+                );
                 let kind = map
                     .get("rope_type")
                     .or_else(|| map.get("type"))
@@ -221,8 +225,13 @@ impl ModelShape {
                 bail!("{place} is {scaling}: an object or null is expected");
             }
         }
-        let rope_theta = rope["rope_theta"]
+        ensure!(
+            json["partial_rotary_factor"].is_null() || json["partial_rotary_factor"] == 1.0,
+            "partial_rotary_factor is not supported"
+        );
+        let rope_theta = json["rope_scaling"]["rope_theta"]
             .as_f64()
+            .or_else(|| rope["rope_theta"].as_f64())
             .or_else(|| json["rope_theta"].as_f64())
             .unwrap_or(10_000.0);
         ensure!(
@@ -246,12 +255,16 @@ impl ModelShape {
         };
         let hidden_size = required("hidden_size")?;
         let num_heads = required("num_attention_heads")?;
-        let num_kv_heads = optional("num_key_value_heads", num_heads)?;
+        // Defaults are those of transformers' Qwen3Config.
+        let num_kv_heads = match json.get("num_key_value_heads") {
+            Some(Value::Null) => num_heads,
+            _ => optional("num_key_value_heads", 32)?,
+        };
         ensure!(
             num_heads.is_multiple_of(num_kv_heads),
             "num_attention_heads ({num_heads}) is no multiple of num_key_value_heads ({num_kv_heads})"
         );
-        let head_dim = optional("head_dim", hidden_size / num_heads)?;
+        let head_dim = optional("head_dim", 128)?;
         ensure!(
             head_dim.is_multiple_of(2),
             "head_dim is {head_dim}: rotary embedding needs an even number"

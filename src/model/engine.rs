@@ -5,285 +5,19 @@ use std::path::Path;
 use anyhow::{Context as _, Result, ensure};
 
 use crate::credit::HiddenChoice;
-use crate::device::{BatchCapacity, Ctx, Element, Float, Slice, SliceMut};
+use crate::device::{BatchCapacity, Ctx, Float};
 use crate::episode::AdapterId;
 use crate::model::adapter::AdapterLayout;
 use crate::model::backward::backward;
 use crate::model::batch::Batch;
-use crate::model::config::{Group, ModelShape, Module};
+use crate::model::buffers::{Activations, KvCache, Scratch};
+use crate::model::config::{Group, ModelShape};
 use crate::model::forward::{ResidualProbe, forward};
 use crate::model::half_layer::{Context, GradientArena, HalfLayers, Pass, slice, slice_mut};
-use crate::model::plan::{Capacity, Stack, stacks};
-use crate::model::weights::Checkpoint;
+use crate::model::plan::Capacity;
+use crate::model::qwen3::Model;
 use crate::ops::Ops;
-use crate::ops::decode::page_elements;
-use crate::ops::linear::{Linear, WeightView};
-use crate::ops::qknorm_rope::{QkNormWeights, RopeTable};
 use crate::ops::sample::{SampleRequest, Sampled};
-
-/// The frozen base model.
-pub struct Model<D: Ops> {
-    pub shape: ModelShape,
-    pub embedding: <D as Linear>::Table,
-    pub layers: Vec<Layer<D>>,
-    pub final_norm: D::Buf<f32>,
-    pub head: <D as Linear>::Matrix,
-    pub rope: RopeTable<D>,
-    /// Bytes of the weights as loaded.
-    pub bytes: u64,
-}
-
-/// One decoder layer's weights.
-pub struct Layer<D: Ops> {
-    pub norm1: D::Buf<f32>,
-    pub qkv: <D as Linear>::Matrix,
-    pub qk_norm: QkNormWeights<D>,
-    pub o: <D as Linear>::Matrix,
-    pub norm2: D::Buf<f32>,
-    pub gate_up: <D as Linear>::Matrix,
-    pub down: <D as Linear>::Matrix,
-}
-
-impl<D: Ops> Model<D> {
-    /// Load a folder. `backward` makes room for training; `positions` is the
-    /// longest context that will be run.
-    pub fn load(
-        device: &D,
-        ctx: &Ctx<D>,
-        dir: &Path,
-        backward: bool,
-        positions: usize,
-    ) -> Result<Self> {
-        let shape = ModelShape::load(dir)?;
-        ensure!(
-            positions <= shape.max_position_embeddings,
-            "contexts of up to {positions} tokens are asked for; {} has max_position_embeddings {}",
-            dir.display(),
-            shape.max_position_embeddings
-        );
-        let checkpoint = Checkpoint::open(dir)?;
-        let mut bytes = 0u64;
-        let vector = |name: &str, n: usize| -> Result<D::Buf<f32>> {
-            let values = checkpoint.vector(name, n)?;
-            let mut buf = device.alloc(n)?;
-            device.upload(ctx, slice_mut(&mut buf, n), &values)?;
-            Ok(buf)
-        };
-        let mut matrix = |layer: usize, group: Group| -> Result<<D as Linear>::Matrix> {
-            let mut parts: Vec<WeightView> = Vec::new();
-            let mut bias = Vec::new();
-            for m in group.modules() {
-                let (inputs, outputs) = m.features(&shape);
-                let name = format!("model.layers.{layer}.{}", m.path());
-                parts.push(checkpoint.matrix(&format!("{name}.weight"), outputs, inputs)?);
-                if shape.attention_bias
-                    && matches!(m, Module::Q | Module::K | Module::V | Module::O)
-                {
-                    bias.extend(checkpoint.vector(&format!("{name}.bias"), outputs)?);
-                }
-            }
-            bytes += parts.iter().map(|p| p.bytes.len() as u64).sum::<u64>()
-                * if backward { 2 } else { 1 };
-            device.load_matrix(&parts, (!bias.is_empty()).then_some(bias), backward)
-        };
-        let (h, v) = (shape.hidden_size, shape.vocab_size);
-        let mut layers = Vec::new();
-        for i in 0..shape.num_layers {
-            let name = |suffix: &str| format!("model.layers.{i}.{suffix}.weight");
-            layers.push(Layer {
-                norm1: vector(&name("input_layernorm"), h)?,
-                qkv: matrix(i, Group::Qkv)?,
-                qk_norm: QkNormWeights {
-                    q: vector(&name("self_attn.q_norm"), shape.head_dim)?,
-                    k: vector(&name("self_attn.k_norm"), shape.head_dim)?,
-                },
-                o: matrix(i, Group::O)?,
-                norm2: vector(&name("post_attention_layernorm"), h)?,
-                gate_up: matrix(i, Group::GateUp)?,
-                down: matrix(i, Group::Down)?,
-            });
-        }
-        let embedding = checkpoint.matrix("model.embed_tokens.weight", v, h)?;
-        // A head stored although tied is the embedding again; transformers
-        // ties regardless.
-        let head = if shape.tie_word_embeddings {
-            embedding.clone()
-        } else {
-            checkpoint.matrix("lm_head.weight", v, h)?
-        };
-        bytes += head.bytes.len() as u64 * if backward { 3 } else { 2 };
-        let final_norm = vector("model.norm.weight", h)?;
-        Ok(Model {
-            rope: RopeTable::new(device, ctx, &shape, positions)?,
-            embedding: device.load_table(embedding)?,
-            head: device.load_matrix(&[head], None, backward)?,
-            final_norm,
-            layers,
-            bytes,
-            shape,
-        })
-    }
-}
-
-/// A buffer of `[rows, width]` for every level (see [`Stack`]).
-pub struct Stacked<D: Ops, T: Element> {
-    buf: D::Buf<T>,
-    width: usize,
-}
-
-impl<D: Ops, T: Element> Stacked<D, T> {
-    fn new(device: &D, stack: Stack, capacity: &Capacity) -> Result<Self> {
-        Ok(Stacked {
-            buf: device.alloc(stack.elements(capacity))?,
-            width: stack.width,
-        })
-    }
-
-    /// The first `rows` rows of a level, when every level saves `saved`.
-    pub fn get(&self, level: usize, saved: usize, rows: usize) -> Slice<'_, D, T> {
-        Slice {
-            buf: &self.buf,
-            start: level * saved * self.width,
-            len: rows * self.width,
-        }
-    }
-
-    pub fn get_mut(&mut self, level: usize, saved: usize, rows: usize) -> SliceMut<'_, D, T> {
-        SliceMut {
-            buf: &mut self.buf,
-            start: level * saved * self.width,
-            len: rows * self.width,
-        }
-    }
-}
-
-/// All activations of one forward. `R` is the residual stream's type.
-pub struct Activations<D: Ops, R: Float> {
-    /// Residual stream entering each layer, and the final one.
-    pub h_in: Stacked<D, R>,
-    pub xn1: Stacked<D, D::Act>,
-    pub rstd1: Stacked<D, f32>,
-    pub s_qkv: Stacked<D, D::Act>,
-    pub qkv: Stacked<D, D::Act>,
-    pub qk: Stacked<D, D::Act>,
-    pub attended: Stacked<D, D::Act>,
-    pub lse: Stacked<D, f32>,
-    pub s_o: Stacked<D, D::Act>,
-    /// Residual stream between the halves.
-    pub h_mid: Stacked<D, R>,
-    pub xn2: Stacked<D, D::Act>,
-    pub rstd2: Stacked<D, f32>,
-    pub s_gate_up: Stacked<D, D::Act>,
-    pub gate_up: Stacked<D, D::Act>,
-    pub act: Stacked<D, D::Act>,
-    pub s_down: Stacked<D, D::Act>,
-    /// What the last half-layer adds to the stream.
-    pub y: D::Buf<D::Act>,
-    /// The head's input: post-norm states.
-    pub x_final: D::Buf<D::Act>,
-    pub rstd_final: D::Buf<f32>,
-}
-
-impl<D: Ops, R: Float> Activations<D, R> {
-    pub fn new(device: &D, shape: &ModelShape, capacity: &Capacity) -> Result<Self> {
-        let list = stacks(shape, capacity.s_width);
-        let find = |name: &str| {
-            list.iter()
-                .find(|s| s.0 == name)
-                .map(|s| s.1)
-                .with_context(|| format!("no activation {name} in the plan"))
-        };
-        let act = |name: &str| -> Result<Stacked<D, D::Act>> {
-            Stacked::new(device, find(name)?, capacity)
-        };
-        let statistic =
-            |name: &str| -> Result<Stacked<D, f32>> { Stacked::new(device, find(name)?, capacity) };
-        let residual =
-            |name: &str| -> Result<Stacked<D, R>> { Stacked::new(device, find(name)?, capacity) };
-        let n = capacity.rows * shape.hidden_size;
-        Ok(Activations {
-            h_in: residual("h_in")?,
-            xn1: act("xn1")?,
-            rstd1: statistic("rstd1")?,
-            s_qkv: act("s_qkv")?,
-            qkv: act("qkv")?,
-            qk: act("qk")?,
-            attended: act("attended")?,
-            lse: statistic("lse")?,
-            s_o: act("s_o")?,
-            h_mid: residual("h_mid")?,
-            xn2: act("xn2")?,
-            rstd2: statistic("rstd2")?,
-            s_gate_up: act("s_gate_up")?,
-            gate_up: act("gate_up")?,
-            act: act("act")?,
-            s_down: act("s_down")?,
-            y: device.alloc(n)?,
-            x_final: device.alloc(n)?,
-            rstd_final: device.alloc(capacity.rows)?,
-        })
-    }
-}
-
-/// What only a backward needs.
-pub struct Scratch<D: Ops> {
-    /// Gradient of the residual stream, f32.
-    pub dh: D::Buf<f32>,
-    /// The same, rounded: the gradient of what a half-layer added.
-    pub dy: D::Buf<D::Act>,
-    pub dx: D::Buf<D::Act>,
-    pub d_act: D::Buf<D::Act>,
-    pub d_gate_up: D::Buf<D::Act>,
-    pub d_attended: D::Buf<D::Act>,
-    pub d_qk: D::Buf<D::Act>,
-    pub d_qkv: D::Buf<D::Act>,
-    pub ds: D::Buf<D::Act>,
-    /// d log pi / d x of each grad pair.
-    pub u: D::Buf<D::Act>,
-    pub coefficients: D::Buf<f32>,
-}
-
-impl<D: Ops> Scratch<D> {
-    fn new(device: &D, shape: &ModelShape, capacity: &Capacity) -> Result<Self> {
-        let rows = capacity.saved_rows;
-        let (h, i) = (shape.hidden_size, shape.intermediate_size);
-        let widest = capacity.s_width.into_iter().max().unwrap_or(0);
-        Ok(Scratch {
-            dh: device.alloc(rows * h)?,
-            dy: device.alloc(rows * h)?,
-            dx: device.alloc(rows * h)?,
-            d_act: device.alloc(rows * i)?,
-            d_gate_up: device.alloc(rows * 2 * i)?,
-            d_attended: device.alloc(rows * shape.q_width())?,
-            d_qk: device.alloc(rows * (shape.q_width() + shape.kv_width()))?,
-            d_qkv: device.alloc(rows * shape.qkv_width())?,
-            ds: device.alloc(rows * widest)?,
-            u: device.alloc(capacity.grad_pairs * h)?,
-            coefficients: device.alloc(capacity.grad_pairs)?,
-        })
-    }
-}
-
-/// Keys and values of sampled sequences, in pages, for all layers.
-pub struct KvCache<D: Ops> {
-    layers: Vec<D::Buf<D::Act>>,
-    len: usize,
-    pub pages: usize,
-}
-
-impl<D: Ops> KvCache<D> {
-    pub fn new(device: &D, shape: &ModelShape, pages: usize) -> Result<Self> {
-        let len = pages * page_elements(shape);
-        let layers = (0..shape.num_layers)
-            .map(|_| device.alloc(len))
-            .collect::<Result<_>>()?;
-        Ok(KvCache { layers, len, pages })
-    }
-
-    pub fn layer_mut(&mut self, layer: usize) -> SliceMut<'_, D, D::Act> {
-        slice_mut(&mut self.layers[layer], self.len)
-    }
-}
 
 /// An adapter on the device: its map and its f32 master copy.
 pub struct Resident<D: Ops> {
@@ -397,7 +131,14 @@ impl<D: HalfLayers> Engine<D> {
 
     /// Replace an adapter's parameters.
     pub fn set_params(&mut self, id: AdapterId, params: &[f32]) -> Result<()> {
-        let buf = &mut self.residents[id.0 as usize].params;
+        let resident = &mut self.residents[id.0 as usize];
+        ensure!(
+            params.len() == resident.layout.len(),
+            "{} parameters for an adapter of {}",
+            params.len(),
+            resident.layout.len()
+        );
+        let buf = &mut resident.params;
         let ctx = Ctx {
             stream: &self.stream,
         };

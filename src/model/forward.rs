@@ -5,7 +5,7 @@ use anyhow::Result;
 
 use crate::credit::HiddenChoice;
 use crate::device::{Float, SliceMut};
-use crate::model::engine::Activations;
+use crate::model::buffers::Activations;
 use crate::model::half_layer::{Context, HalfLayers, Pass, slice};
 use crate::ops::rmsnorm::NormShape;
 

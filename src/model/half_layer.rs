@@ -7,8 +7,9 @@
 use anyhow::Result;
 
 use crate::device::{Ctx, Float, Slice, SliceMut};
+use crate::model::buffers::{Activations, KvCache, Scratch};
 use crate::model::config::{Group, ModelShape};
-use crate::model::engine::{Activations, KvCache, Layer, Model, Scratch};
+use crate::model::qwen3::{Layer, Model};
 use crate::ops::Ops;
 use crate::ops::linear::Linear;
 use crate::ops::lora::{Lora, LoraCall};

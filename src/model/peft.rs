@@ -22,7 +22,11 @@ pub fn load(dir: &Path, shape: &ModelShape) -> Result<(AdapterLayout, Vec<f32>)>
     let in_config = || format!("in {}", config_path.display());
     check_supported(&config).with_context(in_config)?;
 
-    let r = config["r"].as_u64().with_context(in_config)? as usize;
+    let r = config["r"]
+        .as_u64()
+        .filter(|&r| r > 0)
+        .context("r is missing or no positive whole number")
+        .with_context(in_config)? as usize;
     let alpha = number(&config, "lora_alpha").with_context(in_config)?;
     let use_rslora = config["use_rslora"].as_bool().unwrap_or(false);
     let dropout = config["lora_dropout"].as_f64().unwrap_or(0.0) as f32;
@@ -55,7 +59,7 @@ pub fn load(dir: &Path, shape: &ModelShape) -> Result<(AdapterLayout, Vec<f32>)>
     for &(layer, module, pair) in &found {
         let name = format!("model.layers.{layer}.{}", module.path());
         ensure!(
-            wanted.matches(&name, layer)?,
+            wanted.matches(&name, layer),
             "{} has tensors for {name}, which target_modules of {} leaves out: PEFT would ignore them",
             weights_path.display(),
             config_path.display()
@@ -91,7 +95,7 @@ pub fn load(dir: &Path, shape: &ModelShape) -> Result<(AdapterLayout, Vec<f32>)>
             let name = format!("model.layers.{layer}.{}", module.path());
             let present = found.iter().any(|f| f.0 == layer && f.1 == module);
             ensure!(
-                present || !wanted.matches(&name, layer)?,
+                present || !wanted.matches(&name, layer),
                 "target_modules of {} names {name}, but {} has no tensors for it",
                 config_path.display(),
                 weights_path.display()
@@ -173,6 +177,10 @@ fn config_json(layout: &AdapterLayout, base: &str) -> Value {
     } else {
         s.targets.iter().map(full).collect()
     };
+    let alpha = |x: f32| match x.fract() {
+        0.0 => json!(x as i64),
+        _ => json!(decimal(x)),
+    };
     let mut ranks = Map::new();
     let mut alphas = Map::new();
     for t in &s.targets {
@@ -180,20 +188,15 @@ fn config_json(layout: &AdapterLayout, base: &str) -> Value {
             ranks.insert(full(t), json!(t.r));
         }
         if t.alpha != s.alpha {
-            alphas.insert(full(t), json!(t.alpha));
+            alphas.insert(full(t), alpha(t.alpha));
         }
     }
-    let alpha = if s.alpha.fract() == 0.0 {
-        json!(s.alpha as i64)
-    } else {
-        json!(s.alpha)
-    };
     json!({
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base,
         "r": s.r,
-        "lora_alpha": alpha,
+        "lora_alpha": alpha(s.alpha),
         "lora_dropout": decimal(s.dropout),
         "target_modules": target_modules,
         "bias": "none",
@@ -246,6 +249,8 @@ fn check_supported(config: &Value) -> Result<()> {
         "target_parameters",
         "arrow_config",
         "kasa_config",
+        "monteclora_config",
+        "velora_config",
     ] {
         ensure!(off(&config[key]), "{key} is set, which is not supported");
     }
@@ -254,12 +259,27 @@ fn check_supported(config: &Value) -> Result<()> {
         bias == "none",
         "bias is {bias:?}; only \"none\" is supported"
     );
+    // These move part of the base weights into the adapter, and PEFT does so
+    // again when it loads one.
+    let init = config["init_lora_weights"].as_str().unwrap_or("");
+    let moves = ["pissa", "corda", "olora", "loftq", "lora_ga"];
+    ensure!(
+        !moves.iter().any(|m| init.to_lowercase().starts_with(m)),
+        "init_lora_weights is {init:?}, which changes the base weights; save the adapter converted to plain LoRA (path_initial_model_for_weight_conversion)"
+    );
     Ok(())
 }
 
 /// PEFT's choice of modules.
-enum TargetModules {
-    Suffixes(Vec<String>, Option<Vec<u64>>),
+struct TargetModules {
+    include: Names,
+    exclude: Names,
+    /// Applies to suffixes, not to full names.
+    layers: Option<Vec<u64>>,
+}
+
+enum Names {
+    List(Vec<String>),
     Pattern(Regex),
     All,
 }
@@ -268,35 +288,66 @@ impl TargetModules {
     fn new(config: &Value) -> Result<Self> {
         let layers = match &config["layers_to_transform"] {
             Value::Null => None,
+            Value::Array(list) if list.is_empty() => None,
             Value::Array(list) => Some(list.iter().filter_map(Value::as_u64).collect()),
             one => Some(one.as_u64().into_iter().collect()),
         };
-        match &config["target_modules"] {
-            Value::Array(list) => Ok(TargetModules::Suffixes(
+        let place = &config["layers_pattern"];
+        ensure!(
+            place.is_null()
+                || place == "layers"
+                || place
+                    .as_array()
+                    .is_some_and(|l| l.iter().all(|p| p == "layers")),
+            "layers_pattern is {place}; only \"layers\" fits this model"
+        );
+        Ok(TargetModules {
+            include: Names::new(config, "target_modules")?,
+            exclude: match &config["exclude_modules"] {
+                Value::Null => Names::List(Vec::new()),
+                Value::String(s) if s.is_empty() => Names::List(Vec::new()),
+                _ => Names::new(config, "exclude_modules")?,
+            },
+            layers,
+        })
+    }
+
+    fn matches(&self, name: &str, layer: usize) -> bool {
+        if self.exclude.matches(name) {
+            return false;
+        }
+        let named = matches!(&self.include, Names::List(list) if list.iter().any(|t| t == name));
+        let layer = layer as u64;
+        named
+            || self.include.matches(name) && self.layers.as_ref().is_none_or(|l| l.contains(&layer))
+    }
+}
+
+impl Names {
+    fn new(config: &Value, key: &str) -> Result<Self> {
+        match &config[key] {
+            Value::Array(list) => Ok(Names::List(
                 list.iter()
                     .filter_map(|v| v.as_str().map(String::from))
                     .collect(),
-                layers,
             )),
-            Value::String(s) if s == "all-linear" => Ok(TargetModules::All),
-            Value::String(s) => Ok(TargetModules::Pattern(
+            Value::String(s) if s == "all-linear" => Ok(Names::All),
+            Value::String(s) => Ok(Names::Pattern(
                 Regex::new(&format!("^(?:{s})$"))
-                    .with_context(|| format!("target_modules {s:?} is no regular expression"))?,
+                    .with_context(|| format!("{key} {s:?} is no usable regular expression"))?,
             )),
-            other => bail!("target_modules is {other}: a list or a string is expected"),
+            other => bail!("{key} is {other}: a list or a string is expected"),
         }
     }
 
-    fn matches(&self, name: &str, layer: usize) -> Result<bool> {
-        Ok(match self {
-            TargetModules::All => true,
-            TargetModules::Pattern(regex) => regex.is_match(name),
-            TargetModules::Suffixes(list, layers) => {
-                list.iter()
-                    .any(|t| name == t || name.ends_with(&format!(".{t}")))
-                    && layers.as_ref().is_none_or(|l| l.contains(&(layer as u64)))
-            }
-        })
+    fn matches(&self, name: &str) -> bool {
+        match self {
+            Names::All => true,
+            Names::Pattern(regex) => regex.is_match(name),
+            Names::List(list) => list
+                .iter()
+                .any(|t| name == t || name.ends_with(&format!(".{t}"))),
+        }
     }
 }
 

@@ -127,8 +127,8 @@ impl Checkpoint {
     }
 }
 
-/// Map a safetensors file. Tensors of other types than f32, bf16 and f16 are
-/// passed over here and missed by name where they are needed.
+/// Map a safetensors file. A tensor of another type than f32, bf16 and f16 is
+/// an error.
 pub fn map_file(path: &Path) -> Result<Vec<(String, (WeightView, Vec<usize>))>> {
     let file =
         std::fs::File::open(path).with_context(|| format!("cannot open {}", path.display()))?;

@@ -90,17 +90,15 @@ impl<A: Float> DecodeAttention for Cpu<A> {
             let (id, kv) = (task / shape.num_kv_heads, task % shape.num_kv_heads);
             let segment = &batch.segments[id];
             let table = &batch.pages[id];
-            // SAFETY: a task writes only the (page, head) of its own rows'
-            // positions, which no other task reads or writes: pages that are
-            // written belong to one sequence.
-            let head_of = |position: usize| unsafe {
-                let page = table.page(position / PAGE) as usize;
-                store.slice_mut(page * page_len + kv * head_len, head_len)
-            };
+            let start_of =
+                |position: usize| table.page(position / PAGE) as usize * page_len + kv * head_len;
             for row in segment.rows.clone() {
                 let position = batch.positions[row] as usize;
                 let slot = position % PAGE;
-                let head = head_of(position);
+                // SAFETY: a task writes only the (page, head) of its own rows'
+                // positions, which no other task reads or writes: pages that
+                // are written belong to one sequence.
+                let head = unsafe { store.slice_mut(start_of(position), head_len) };
                 let k = &qk[row * qk_width + q_width + kv * hd..][..hd];
                 let v = &qkv[row * qkv_width + qk_width + kv * hd..][..hd];
                 for d in 0..hd {
@@ -108,6 +106,9 @@ impl<A: Float> DecodeAttention for Cpu<A> {
                     head[hd * PAGE + slot * hdp + d] = v[d];
                 }
             }
+            // SAFETY: this task's writes are done, and by the above nobody else
+            // writes what it reads; pages of the group may have many readers.
+            let head_of = |position: usize| unsafe { store.slice(start_of(position), head_len) };
             // One decode row takes all its query heads together; rows of a
             // prefill chunk go head by head.
             let single = segment.rows.len() == 1;
@@ -133,7 +134,7 @@ impl<A: Float> DecodeAttention for Cpu<A> {
                             col_stride: 1,
                         };
                         for p in 0..stride / PAGE {
-                            let head: &[A] = head_of(p * PAGE);
+                            let head = head_of(p * PAGE);
                             gemm::product(
                                 0..m,
                                 0..1,
@@ -154,7 +155,7 @@ impl<A: Float> DecodeAttention for Cpu<A> {
                             })
                             .collect();
                         for p in 0..stride / PAGE {
-                            let head: &[A] = head_of(p * PAGE);
+                            let head = head_of(p * PAGE);
                             let weights = Left {
                                 data: &scores[p * PAGE..],
                                 row_stride: stride,

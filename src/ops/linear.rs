@@ -156,13 +156,6 @@ impl Panels {
         }
     }
 
-    pub(crate) fn bytes(&self) -> usize {
-        match self {
-            Panels::F32(v) => v.len() * 4,
-            Panels::Bf16(v) => v.len() * 2,
-        }
-    }
-
     /// See [`gemm::product`]; panels are packed with reductions of `k`.
     #[allow(clippy::too_many_arguments)]
     pub(crate) fn product<A: Float>(

@@ -133,7 +133,10 @@ impl RewardSet {
     /// Checks and builds what the table `reward` asks for.
     /// `max_completion_length` is `rollout.max_completion_length`.
     pub fn from_config(config: &RewardConfig, max_completion_length: usize) -> Result<Self> {
-        let names = &config.functions;
+        let mut names: Vec<&str> = config.functions.iter().map(String::as_str).collect();
+        if !config.command.is_empty() && !names.contains(&external::NAME) {
+            names.push(external::NAME);
+        }
         ensure!(
             !names.is_empty(),
             "reward.functions is empty: name at least one of {}",
@@ -141,20 +144,16 @@ impl RewardSet {
         );
         ensure!(
             config.weights.is_empty() || config.weights.len() == names.len(),
-            "reward.weights has {} values for the {} functions of reward.functions: give one each, or none for all 1",
+            "reward.weights has {} values for the {} functions {}: give one each, or none for all 1",
             config.weights.len(),
-            names.len()
+            names.len(),
+            names.join(", ")
         );
         if let Some(weight) = config.weights.iter().find(|weight| !weight.is_finite()) {
             bail!("reward.weights has {weight}, which is no finite number");
         }
-        ensure!(
-            config.command.is_empty() || names.iter().any(|name| name == external::NAME),
-            "reward.command is set, but reward.functions does not name \"{}\", which would run it",
-            external::NAME
-        );
         let mut functions: Vec<(Function, f32)> = Vec::with_capacity(names.len());
-        for (index, name) in names.iter().enumerate() {
+        for (index, name) in names.into_iter().enumerate() {
             ensure!(
                 !functions
                     .iter()

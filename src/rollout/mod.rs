@@ -16,7 +16,8 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::episode::{AdapterId, FinishReason};
 use crate::model::batch::{Batch, PageTable, Segment};
-use crate::model::engine::{Engine, KvCache};
+use crate::model::buffers::KvCache;
+use crate::model::engine::Engine;
 use crate::model::half_layer::HalfLayers;
 use crate::ops::decode::PAGE;
 use crate::ops::sample::{SampleRequest, Sampled};
@@ -199,7 +200,8 @@ fn prefill<D: HalfLayers>(
             let request = &requests[index];
             let room = most_rows - batch.rows();
             let prompt = &request.prompt_ids;
-            if prompt.len() > room {
+            let full = batch.segments.len() == engine.capacity.segments;
+            if prompt.len() > room || full {
                 if !batch.tokens.is_empty() {
                     queue.push_front((index, group, own));
                     break;

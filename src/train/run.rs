@@ -4,35 +4,33 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::advantage;
 use crate::cli::Outcome;
 use crate::config::{Config, LossType, UsageError};
 use crate::credit::CreditAssigner;
-use crate::data::{self, DataOrder};
+use crate::data::DataOrder;
 use crate::episode::{AdapterId, FinishReason, Group};
-use crate::loss::Objective;
-use crate::model::adapter::{AdapterLayout, LoraSettings};
 use crate::model::batch::Batch;
-use crate::model::config::{ModelShape, Module};
+use crate::model::config::ModelShape;
 use crate::model::half_layer::HalfLayers;
 use crate::model::plan::peak_memory;
 use crate::reward::RewardSet;
 use crate::rng::{Purpose, stream_key};
-use crate::tokenizer::{PromptTemplate, Tokenizer};
+use crate::tokenizer::Tokenizer;
 use crate::train::checkpoint::{self, RunState};
-use crate::train::evaluate::{self, EvalRow, evaluate};
+use crate::train::evaluate::{EvalRow, evaluate};
 use crate::train::interrupt::Interrupt;
 use crate::train::metrics::{Metrics, MetricsWriter};
 use crate::train::optimizer::{Optimizer, learning_rate};
 use crate::train::progress::{Progress, StepLine};
 use crate::train::run_dir::{RunDir, replace_dir, write_atomic};
-use crate::train::session::{
-    AdapterSource, Demand, OnDevice, Session, demo_dir, model_dir, on_device,
-};
-pub use crate::train::step::Prompts;
-use crate::train::step::{Sampled, sample_groups};
+use crate::train::session::{AdapterSource, Demand, OnDevice, Session, model_dir, on_device};
+use crate::train::setup::{data_path, initial_adapter, load_prompts, updater, wants_reference};
+use crate::train::step::{Prompts, sample_groups};
+use crate::train::step_metrics::{completion_tokens, rollout_metrics, trace, update_metrics};
+use crate::train::summary::{report, summary};
 use crate::train::tensorboard::EventWriter;
 use crate::train::update::{SequenceState, TrainGroup, TrainSequence, UpdateStats, Updater};
 
@@ -93,111 +91,6 @@ struct Trainer<D: HalfLayers> {
     quiet: bool,
 }
 
-/// Read problems and render their prompts.
-pub fn load_prompts(
-    config: &Config,
-    tokenizer: &Tokenizer,
-    path: &Path,
-) -> Result<(Prompts, data::Dataset)> {
-    let template = PromptTemplate::from_config(&config.data)?;
-    let dataset = data::load(path)?;
-    let ids = dataset
-        .problems
-        .iter()
-        .map(|p| template.ids(tokenizer, p, config.data.max_prompt_length))
-        .collect::<Result<_>>()?;
-    let prompts = Prompts {
-        problems: dataset.problems.clone(),
-        ids,
-    };
-    Ok((prompts, dataset))
-}
-
-/// The configured data file, or the demo's where no model is named.
-pub fn data_path(
-    config: &Config,
-    given: &str,
-    key: &str,
-    demo_file: &str,
-) -> Result<Option<PathBuf>> {
-    match (given, config.model.path.as_str()) {
-        ("", "") => Ok(Some(demo_dir()?.join(demo_file))),
-        ("", _) if key == "data.eval" => Ok(None),
-        ("", _) => Err(UsageError::new(format!(
-            "{key} is not set: name a file of problems (JSONL, or a folder in MATH's layout)"
-        ))
-        .into()),
-        (path, _) => Ok(Some(PathBuf::from(path))),
-    }
-}
-
-/// The modules that `lora.target_modules` names.
-fn target_modules(config: &Config) -> Result<Vec<Module>> {
-    config
-        .lora
-        .target_modules
-        .iter()
-        .map(|name| {
-            Module::ALL
-                .into_iter()
-                .find(|m| m.name() == name)
-                .with_context(|| format!("lora.target_modules names {name}, which Qwen3 has not"))
-        })
-        .collect()
-}
-
-/// The adapter to train: fresh, or `lora.init_from`.
-pub fn initial_adapter(config: &Config, shape: &ModelShape) -> Result<AdapterSource> {
-    let lora = &config.lora;
-    if let Some(dir) = &lora.init_from {
-        return AdapterSource::load(dir, shape).context("lora.init_from");
-    }
-    let settings = LoraSettings::uniform(
-        shape,
-        &target_modules(config)?,
-        lora.r,
-        lora.alpha,
-        lora.dropout,
-        lora.use_rslora,
-    );
-    let layout = AdapterLayout::new(shape, settings)?;
-    let params = layout.initial(config.train.seed);
-    Ok(AdapterSource { layout, params })
-}
-
-/// The update as `config` describes it. With a reference adapter resident,
-/// `reference` is its id.
-pub fn updater(
-    config: &Config,
-    shape: &ModelShape,
-    adapter: AdapterId,
-    reference: Option<AdapterId>,
-    max_rows: usize,
-) -> Result<Updater> {
-    let credit = CreditAssigner::new(&config.credit)?;
-    credit.hidden().check(shape.num_layers)?;
-    Ok(Updater {
-        objective: Objective::new(&config.loss)?,
-        credit,
-        loss: config.loss.clone(),
-        adapter,
-        reference,
-        temperature: match config.rollout.temperature > 0.0 {
-            true => config.rollout.temperature,
-            false => 1.0,
-        },
-        max_completion_length: config.rollout.max_completion_length,
-        max_rows,
-        dropout: config.lora.dropout,
-        skip_zero_advantage: true,
-    })
-}
-
-/// Whether an update with these settings ever runs reference rows.
-pub fn wants_reference(updater_credit: &CreditAssigner, config: &Config) -> bool {
-    updater_credit.method().needs().base_rows() || config.loss.beta > 0.0
-}
-
 impl<D: HalfLayers> Trainer<D> {
     fn open(device: D, training: Training) -> Result<Self> {
         let Training {
@@ -222,6 +115,10 @@ impl<D: HalfLayers> Trainer<D> {
 
         let dir = model_dir(&config)?;
         let shape = ModelShape::load(&dir)?;
+        credit
+            .hidden()
+            .check(shape.num_layers)
+            .map_err(|e| UsageError::new(e.to_string()))?;
         let tokenizer = Tokenizer::load(&dir)?;
         let train_path = data_path(&config, &config.data.train, "data.train", "train.jsonl")?
             .context("data.train is not set")?;
@@ -231,14 +128,21 @@ impl<D: HalfLayers> Trainer<D> {
             "{} holds no usable problem",
             train_path.display()
         );
-        let mut reports = vec![format!("{}: {dataset}", train_path.display())];
+        let mut reports = Vec::new();
+        let mut report = |path: &Path, dataset: &crate::data::Dataset| {
+            let findings = dataset.to_string();
+            if !findings.is_empty() {
+                reports.push(format!("{}: {}", path.display(), findings.trim_end()));
+            }
+        };
+        report(&train_path, &dataset);
         let mut held_out = Prompts {
             problems: Vec::new(),
             ids: Vec::new(),
         };
         if let Some(path) = data_path(&config, &config.data.eval, "data.eval", "eval.jsonl")? {
             let (mut loaded, dataset) = load_prompts(&config, &tokenizer, &path)?;
-            reports.push(format!("{}: {dataset}", path.display()));
+            report(&path, &dataset);
             if config.eval.limit > 0 {
                 loaded.problems.truncate(config.eval.limit);
                 loaded.ids.truncate(config.eval.limit);
@@ -285,20 +189,25 @@ impl<D: HalfLayers> Trainer<D> {
         let mut order = order;
         let mut resumed_from = None;
         if resume {
-            let (step, path) = run_dir.latest_checkpoint()?.with_context(|| {
-                format!(
-                    "{} has no checkpoint to resume from",
+            // A run that died before its first checkpoint starts over: its
+            // folder could otherwise be neither continued nor used again.
+            let mut step = 0;
+            if let Some((latest, path)) = run_dir.latest_checkpoint()? {
+                state = checkpoint::load(&path, &mut trainer_session, POLICY, &mut optimizer)?;
+                ensure!(
+                    state.step == latest,
+                    "{} is of step {}",
+                    path.display(),
+                    state.step
+                );
+                order = DataOrder::resume(prompts.problems.len(), config.train.seed, state.cursor)?;
+                step = latest;
+            } else {
+                reports.push(format!(
+                    "{} has no checkpoint yet: starting over",
                     run_dir.root().display()
-                )
-            })?;
-            state = checkpoint::load(&path, &mut trainer_session, POLICY, &mut optimizer)?;
-            ensure!(
-                state.step == step,
-                "{} is of step {}",
-                path.display(),
-                state.step
-            );
-            order = DataOrder::resume(prompts.problems.len(), config.train.seed, state.cursor)?;
+                ));
+            }
             run_dir.forget_completions_after(step)?;
             run_dir.save_config(&config)?;
             progress.resume(step);
@@ -649,215 +558,15 @@ impl<D: HalfLayers> Trainer<D> {
             }
         }
         self.save_checkpoint()?;
-        let summary = self.summary(last.as_ref());
+        let summary = summary(&self.state, last.as_ref(), &self.config.credit.method);
         write_atomic(
             &self.dir.summary(),
             serde_json::to_string_pretty(&summary)?.as_bytes(),
         )?;
         if !self.quiet {
             let rows: Vec<EvalRow> = self.state.base.iter().chain(&last).cloned().collect();
-            crate::cli::print(&self.report(&rows, &summary))?;
+            crate::cli::print(&report(&rows, &summary, &self.dir))?;
         }
         Ok(outcome)
     }
-
-    fn summary(&self, last: Option<&EvalRow>) -> Value {
-        let s = &self.state;
-        let tenth = |rewards: &[f64]| rewards.iter().sum::<f64>() / rewards.len().max(1) as f64;
-        let n = s.rewards.len();
-        json!({
-            "base": s.base,
-            "final": last,
-            "best_step": s.best.map(|b| b.0),
-            "steps": s.step,
-            "seconds": s.seconds,
-            "tokens_per_second": s.num_tokens as f64 / s.seconds.max(1e-9),
-            "num_tokens": s.num_tokens,
-            "peak_bytes": peak_memory(),
-            "credit": self.config.credit.method,
-            "reward_first_ten": tenth(&s.rewards[..n.min(10)]),
-            "reward_last_ten": tenth(&s.rewards[n.saturating_sub(10)..]),
-        })
-    }
-
-    fn report(&self, rows: &[EvalRow], summary: &Value) -> String {
-        let number = |key: &str| summary[key].as_f64().unwrap_or_default();
-        let mut out = format!(
-            "\n{} steps in {:.1} s, {:.0} tokens/s; mean reward {:.3} in the first ten steps, {:.3} in the last ten\n",
-            self.state.step,
-            self.state.seconds,
-            number("tokens_per_second"),
-            number("reward_first_ten"),
-            number("reward_last_ten"),
-        );
-        if !rows.is_empty() {
-            out += &format!(
-                "\nheld-out accuracy in %, {} problems:\n{}",
-                self.held_out.problems.len(),
-                evaluate::table(rows)
-            );
-        }
-        out += &diagnostics_table(&self.dir.metrics(), &self.config.credit.method);
-        let root = self.dir.root().display();
-        out + &format!(
-            "\nadapter: {root}/adapter (best: {root}/adapter_best)\nmetrics: {root}/metrics.jsonl, TensorBoard events in {root}\n\
-             completions: {root}/completions, summary: {root}/summary.json\n"
-        )
-    }
-}
-
-/// Credit diagnostics at the first, a middle and the last step.
-fn diagnostics_table(metrics: &Path, method: &str) -> String {
-    let Ok(text) = std::fs::read_to_string(metrics) else {
-        return String::new();
-    };
-    let rows: Vec<Value> = text
-        .lines()
-        .filter_map(|l| serde_json::from_str(l).ok())
-        .collect();
-    let names = [
-        ("gini", "credit/gini"),
-        ("eff. tokens", "credit/effective_token_ratio"),
-        ("max weight", "credit/max_weight"),
-        ("fallback", "credit/uniform_fallback_frac"),
-        ("residual", "credit/residual_norm_mean"),
-        ("noise floor", "credit/residual_noise_floor"),
-        ("entropy", "train/entropy"),
-        ("kl", "train/kl"),
-        ("scored", "credit/scored_frac"),
-    ];
-    let mut out = format!("\ncredit diagnostics ({method}):\n{:>6}", "step");
-    for (name, _) in names {
-        out += &format!(" {name:>11}");
-    }
-    out.push('\n');
-    let n = rows.len();
-    let mut picked: Vec<usize> = [0, n / 4, n / 2, 3 * n / 4, n.saturating_sub(1)].into();
-    picked.dedup();
-    for row in picked.into_iter().filter_map(|i| rows.get(i)) {
-        out += &format!("{:>6}", row["step"].as_u64().unwrap_or_default());
-        for (_, key) in names {
-            out += &match row[key].as_f64() {
-                Some(x) => format!(" {x:>11.4}"),
-                None => format!(" {:>11}", "-"),
-            };
-        }
-        out.push('\n');
-    }
-    out
-}
-
-fn completion_tokens(groups: &[Group]) -> usize {
-    groups
-        .iter()
-        .flat_map(|g| &g.episodes)
-        .map(|e| e.completion_ids.len())
-        .sum()
-}
-
-/// Per-token arrays of one completion, for `log.token_traces`.
-fn trace(row: &mut Value, e: &crate::episode::Episode, state: &SequenceState) {
-    row["prompt_ids"] = json!(e.prompt_ids);
-    row["completion_ids"] = json!(e.completion_ids);
-    row["logprobs"] = json!(e.logprobs);
-    row["entropies"] = json!(state.signals.entropies);
-    row["reference_logprobs"] = json!(state.signals.reference_logprobs);
-    row["residuals"] = json!(state.signals.residuals);
-    row["weights"] = json!(state.weights.weights);
-}
-
-/// Rewards and lengths of a step.
-fn rollout_metrics(m: &mut Metrics, sampled: &Sampled, names: &[&str], config: &Config) {
-    let episodes: Vec<_> = sampled.groups.iter().flat_map(|g| &g.episodes).collect();
-    let of = |f: &dyn Fn(&&crate::episode::Episode) -> f64| -> Vec<f64> {
-        episodes.iter().map(f).collect()
-    };
-    let (mean, std) = mean_std(&of(&|e| f64::from(e.reward)));
-    m.set("train/reward", mean);
-    m.set("train/reward_std", std);
-    let flat = sampled.groups.iter().filter(|g| g.zero_variance()).count();
-    m.set(
-        "train/frac_reward_zero_std",
-        flat as f64 / sampled.groups.len().max(1) as f64,
-    );
-    for (i, name) in names.iter().enumerate() {
-        let (mean, std) = mean_std(&of(&|e| f64::from(e.rewards[i])));
-        m.set(format!("train/rewards/{name}/mean"), mean);
-        m.set(format!("train/rewards/{name}/std"), std);
-    }
-    let all = of(&|e| e.completion_ids.len() as f64);
-    let ended: Vec<f64> = episodes
-        .iter()
-        .filter(|e| e.finish == FinishReason::Stop)
-        .map(|e| e.completion_ids.len() as f64)
-        .collect();
-    for (what, lengths) in [("", &all), ("terminated_", &ended)] {
-        // TRL reports 0 where no completion ended by itself.
-        let fold = |f: fn(f64, f64) -> f64| lengths.iter().copied().reduce(f).unwrap_or(0.0);
-        m.set(
-            format!("train/completions/mean_{what}length"),
-            mean_std(lengths).0,
-        );
-        m.set(
-            format!("train/completions/min_{what}length"),
-            fold(f64::min),
-        );
-        m.set(
-            format!("train/completions/max_{what}length"),
-            fold(f64::max),
-        );
-    }
-    let cut = episodes.len() - ended.len();
-    m.set(
-        "train/completions/clipped_ratio",
-        cut as f64 / episodes.len().max(1) as f64,
-    );
-    m.set("time/rollout", sampled.rollout.as_secs_f64());
-    m.set("time/reward", sampled.reward.as_secs_f64());
-    m.set(
-        "perf/rollout_tokens_per_second",
-        sampled.tokens as f64 / sampled.rollout.as_secs_f64().max(1e-9),
-    );
-    if !config.reward.command.is_empty() {
-        m.set("train/rewards/timed_out", sampled.timed_out as f64);
-    }
-}
-
-/// What the first iteration found out.
-fn update_metrics(m: &mut Metrics, stats: &UpdateStats) {
-    for (name, value) in stats.diagnostics.metrics() {
-        m.set(name, value);
-    }
-    m.set(
-        "credit/scored_frac",
-        stats.scored_sequences as f64 / stats.sequences.max(1) as f64,
-    );
-    if let Some(entropy) = stats.entropy.mean() {
-        m.set("train/entropy", entropy);
-    }
-    if let Some(mean) = stats.logprob_difference.mean() {
-        m.set("train/sampling/sampling_logp_difference/mean", mean);
-        m.set(
-            "train/sampling/sampling_logp_difference/max",
-            stats.logprob_difference.max,
-        );
-    }
-}
-
-/// Mean and unbiased standard deviation.
-fn mean_std(values: &[f64]) -> (f64, f64) {
-    let n = values.len() as f64;
-    if values.is_empty() {
-        return (0.0, 0.0);
-    }
-    let mean = values.iter().sum::<f64>() / n;
-    let sum: f64 = values.iter().map(|x| (x - mean).powi(2)).sum();
-    (
-        mean,
-        if n > 1.0 {
-            (sum / (n - 1.0)).sqrt()
-        } else {
-            0.0
-        },
-    )
 }

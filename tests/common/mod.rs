@@ -8,13 +8,13 @@ use arca::credit::HiddenChoice;
 use arca::device::cpu::Cpu;
 use arca::device::{Device, Float, SliceMut};
 use arca::episode::AdapterId;
-use arca::model::adapter::AdapterLayout;
+use arca::model::adapter::{AdapterLayout, LoraSettings};
 use arca::model::batch::{Batch, Dropout, Pair, SegmentId};
-use arca::model::config::{Group, ModelShape};
+use arca::model::config::{Group, ModelShape, Module};
 use arca::model::engine::Engine;
 use arca::model::peft;
 use arca::model::plan::Capacity;
-use arca::model::weights::map_file;
+use arca::rng::Stream;
 
 /// `tests/fixtures`, or `ARCA_FIXTURES` where the binary was carried elsewhere.
 pub fn fixtures() -> PathBuf {
@@ -64,9 +64,8 @@ pub struct Case {
     pub layout: AdapterLayout,
     pub params: Vec<f32>,
     reference: HashMap<String, Tensor>,
-    /// Padded lengths of prompt and completion in the reference.
+    /// Padded length of prompts in the reference.
     pub prompt_len: usize,
-    pub completion_len: usize,
 }
 
 impl Case {
@@ -87,12 +86,10 @@ impl Case {
             .collect();
         let shape = ModelShape::load(&dir.join("model")).unwrap();
         let (layout, params) = peft::load(&dir.join("adapter"), &shape).unwrap();
-        let size = |key: &str| json["padded"][key].as_u64().unwrap() as usize;
         Case {
             name: name.to_string(),
             group_size: json["group_size"].as_u64().unwrap() as usize,
-            prompt_len: size("P"),
-            completion_len: size("C"),
+            prompt_len: json["padded"]["P"].as_u64().unwrap() as usize,
             reference: read_f32(&dir.join("reference.safetensors")),
             dir,
             json,
@@ -372,3 +369,170 @@ pub const HIDDEN: [(HiddenChoice, &str); 2] = [
     (HiddenChoice::PostNorm, "arca_norm_post"),
     (HiddenChoice::PreNorm, "arca_norm_pre"),
 ];
+
+/// config.json of a small model in transformers 5's style.
+pub fn config_json(shape: &ModelShape) -> serde_json::Value {
+    serde_json::json!({
+        "architectures": ["Qwen3ForCausalLM"],
+        "model_type": "qwen3",
+        "vocab_size": shape.vocab_size,
+        "hidden_size": shape.hidden_size,
+        "intermediate_size": shape.intermediate_size,
+        "num_hidden_layers": shape.num_layers,
+        "num_attention_heads": shape.num_heads,
+        "num_key_value_heads": shape.num_kv_heads,
+        "head_dim": shape.head_dim,
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-6,
+        "rope_parameters": {"rope_theta": shape.rope_theta, "rope_type": "default"},
+        "attention_bias": shape.attention_bias,
+        "tie_word_embeddings": shape.tie_word_embeddings,
+        "max_position_embeddings": shape.max_position_embeddings,
+        "eos_token_id": 1,
+    })
+}
+
+/// Names and shapes of a checkpoint's tensors.
+pub fn model_tensors(shape: &ModelShape) -> Vec<(String, Vec<usize>)> {
+    let (h, hd) = (shape.hidden_size, shape.head_dim);
+    let mut out = vec![(
+        "model.embed_tokens.weight".to_string(),
+        vec![shape.vocab_size, h],
+    )];
+    for layer in 0..shape.num_layers {
+        let name = |suffix: &str| format!("model.layers.{layer}.{suffix}");
+        for m in Module::ALL {
+            let (inputs, outputs) = m.features(shape);
+            out.push((name(&format!("{}.weight", m.path())), vec![outputs, inputs]));
+            if shape.attention_bias && m.path().starts_with("self_attn") {
+                out.push((name(&format!("{}.bias", m.path())), vec![outputs]));
+            }
+        }
+        for (norm, n) in [
+            ("input_layernorm.weight", h),
+            ("post_attention_layernorm.weight", h),
+            ("self_attn.q_norm.weight", hd),
+            ("self_attn.k_norm.weight", hd),
+        ] {
+            out.push((name(norm), vec![n]));
+        }
+    }
+    out.push(("model.norm.weight".to_string(), vec![h]));
+    if !shape.tie_word_embeddings {
+        out.push(("lm_head.weight".to_string(), vec![shape.vocab_size, h]));
+    }
+    out
+}
+
+/// Write a model folder with random weights of a healthy size.
+pub fn write_model(dir: &Path, shape: &ModelShape, seed: u64) {
+    std::fs::create_dir_all(dir).unwrap();
+    std::fs::write(dir.join("config.json"), config_json(shape).to_string()).unwrap();
+    let tensors: Vec<(String, Vec<usize>)> = model_tensors(shape);
+    let mut stream = Stream::new(seed);
+    let data: Vec<(String, Tensor)> = tensors
+        .into_iter()
+        .map(|(name, shape)| {
+            let n: usize = shape.iter().product();
+            let (middle, size) = match shape.len() {
+                1 if name.ends_with("bias") => (0.0, 0.2),
+                1 => (1.0, 0.3),
+                // Variance 1 / inputs keeps activations near 1.
+                _ if name.contains("layers") => (0.0, (3.0 / shape[1] as f32).sqrt()),
+                _ => (0.0, 0.5),
+            };
+            let data = (0..n)
+                .map(|_| middle + size * (2.0 * stream.unit() - 1.0))
+                .collect();
+            (name, Tensor { shape, data })
+        })
+        .collect();
+    write_f32(&dir.join("model.safetensors"), &data);
+}
+
+/// Write f32 tensors.
+pub fn write_f32(path: &Path, tensors: &[(String, Tensor)]) {
+    let views: Vec<_> = tensors
+        .iter()
+        .map(|(name, t)| {
+            let bytes = bytemuck::cast_slice(&t.data);
+            let view = safetensors::tensor::TensorView::new(
+                safetensors::Dtype::F32,
+                t.shape.clone(),
+                bytes,
+            );
+            (name.clone(), view.unwrap())
+        })
+        .collect();
+    safetensors::serialize_to_file(views, None, path).unwrap();
+}
+
+/// The smallest model with everything in it; `odd` widths fill no panel.
+pub fn small_shape(odd: bool) -> ModelShape {
+    ModelShape {
+        vocab_size: 61,
+        hidden_size: if odd { 40 } else { 32 },
+        intermediate_size: if odd { 52 } else { 48 },
+        num_layers: 2,
+        num_heads: if odd { 5 } else { 4 },
+        num_kv_heads: if odd { 1 } else { 2 },
+        head_dim: if odd { 12 } else { 16 },
+        rms_norm_eps: 1e-6,
+        rope_theta: 1e4,
+        attention_bias: odd,
+        tie_word_embeddings: !odd,
+        max_position_embeddings: 256,
+        eos_ids: vec![1],
+    }
+}
+
+/// A model folder that lives as long as this value.
+pub struct SmallModel {
+    dir: tempfile::TempDir,
+    pub shape: ModelShape,
+}
+
+impl SmallModel {
+    pub fn new(shape: ModelShape, seed: u64) -> SmallModel {
+        let dir = tempfile::tempdir().unwrap();
+        write_model(dir.path(), &shape, seed);
+        SmallModel { dir, shape }
+    }
+
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// A layout of rank r on some modules, and parameters that matter.
+    pub fn adapter(&self, modules: &[Module], r: usize, seed: u64) -> (AdapterLayout, Vec<f32>) {
+        let settings = LoraSettings::uniform(&self.shape, modules, r, 2.0 * r as f32, 0.0, false);
+        let layout = AdapterLayout::new(&self.shape, settings).unwrap();
+        let mut params = layout.initial(seed);
+        let mut stream = Stream::new(seed);
+        for (_, _, f) in layout.factors() {
+            for b in &mut params[f.b..f.b + f.outputs * f.r] {
+                *b = (2.0 * stream.unit() - 1.0) * 0.3 / (f.r as f32).sqrt();
+            }
+        }
+        (layout, params)
+    }
+}
+
+/// Random sequences: groups of one prompt and several completions, by length.
+pub fn random_groups(vocab: usize, seed: u64, lengths: &[(usize, &[usize])]) -> Vec<Vec<Sequence>> {
+    let mut stream = Stream::new(seed);
+    let mut ids = |n: usize| -> Vec<u32> { (0..n).map(|_| stream.below(vocab as u32)).collect() };
+    lengths
+        .iter()
+        .map(|&(p, completions)| {
+            let prompt = ids(p);
+            completions
+                .iter()
+                .map(|&n| Sequence {
+                    prompt: prompt.clone(),
+                    completion: ids(n),
+                })
+                .collect()
+        })
+        .collect()
+}

@@ -124,12 +124,15 @@ fn a_wrong_config_is_refused_with_a_way_out() {
         (config(&[], &[], &[]), "reward.functions is empty"),
         (
             config(&["math"], &[1.0, 2.0], &[]),
-            "reward.weights has 2 values for the 1 functions",
+            "reward.weights has 2 values for the 1 functions math",
         ),
         (config(&["math"], &[f32::NAN], &[]), "no finite number"),
         (config(&["math", "math"], &[], &[]), "twice"),
         (config(&["external"], &[], &[]), "reward.command"),
-        (config(&["math"], &[], &["true"]), "reward.command is set"),
+        (
+            config(&["math"], &[1.0], &["true"]),
+            "for the 2 functions math, external",
+        ),
     ] {
         let error = format!("{:#}", RewardSet::from_config(&config, 10).err().unwrap());
         assert!(error.contains(part), "{error}");
@@ -276,5 +279,18 @@ mod programs {
             .remove(0);
         assert_eq!((result.reward, result.rewards), (10.5, vec![0.5, 1.0]));
         assert!(result.verdict.correct && result.verdict.extracted.is_some());
+    }
+
+    /// A program needs no name: it comes last, or is the only reward.
+    #[test]
+    fn a_program_alone_is_enough() {
+        for (functions, names) in [
+            (&[][..], &["external"][..]),
+            (&["math"], &["math", "external"]),
+        ] {
+            let config = config(functions, &[], &["true"]);
+            let set = RewardSet::from_config(&config, 10).unwrap();
+            assert_eq!(set.names(), names);
+        }
     }
 }

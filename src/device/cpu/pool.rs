@@ -243,7 +243,8 @@ pub struct Shared<T> {
     len: usize,
 }
 
-// SAFETY: only `slice_mut` reaches the elements, and its contract is disjointness.
+// SAFETY: only `slice` and `slice_mut` reach the elements, and their contract is
+// that nothing is written while another slice over it lives.
 unsafe impl<T: Send> Send for Shared<T> {}
 unsafe impl<T: Send> Sync for Shared<T> {}
 
@@ -262,6 +263,14 @@ impl<T> Shared<T> {
         assert!(start + len <= self.len);
         // SAFETY: in bounds by the check, disjoint by the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.ptr.add(start), len) }
+    }
+
+    /// # Safety
+    /// No live `slice_mut` may overlap, and the slice must not outlive the buffer.
+    pub unsafe fn slice(&self, start: usize, len: usize) -> &[T] {
+        assert!(start + len <= self.len);
+        // SAFETY: in bounds by the check, unaliased by the caller's promise.
+        unsafe { std::slice::from_raw_parts(self.ptr.add(start), len) }
     }
 }
 

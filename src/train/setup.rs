@@ -1,0 +1,122 @@
+//! From the configuration to what verbs work on: prompts, adapters, the update.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use crate::config::{Config, UsageError};
+use crate::credit::CreditAssigner;
+use crate::data;
+use crate::episode::AdapterId;
+use crate::loss::Objective;
+use crate::model::adapter::{AdapterLayout, LoraSettings};
+use crate::model::config::{ModelShape, Module};
+use crate::tokenizer::{PromptTemplate, Tokenizer};
+use crate::train::session::{AdapterSource, demo_dir};
+use crate::train::step::Prompts;
+use crate::train::update::Updater;
+
+/// Read problems and render their prompts.
+pub fn load_prompts(
+    config: &Config,
+    tokenizer: &Tokenizer,
+    path: &Path,
+) -> Result<(Prompts, data::Dataset)> {
+    let template = PromptTemplate::from_config(&config.data)?;
+    let dataset = data::load(path)?;
+    let ids = dataset
+        .problems
+        .iter()
+        .map(|p| template.ids(tokenizer, p, config.data.max_prompt_length))
+        .collect::<Result<_>>()?;
+    let prompts = Prompts {
+        problems: dataset.problems.clone(),
+        ids,
+    };
+    Ok((prompts, dataset))
+}
+
+/// The configured data file, or the demo's where no model is named.
+pub fn data_path(
+    config: &Config,
+    given: &str,
+    key: &str,
+    demo_file: &str,
+) -> Result<Option<PathBuf>> {
+    match (given, config.model.path.as_str()) {
+        ("", "") => Ok(Some(demo_dir()?.join(demo_file))),
+        ("", _) if key == "data.eval" => Ok(None),
+        ("", _) => Err(UsageError::new(format!(
+            "{key} is not set: name a file of problems (JSONL, or a folder in MATH's layout)"
+        ))
+        .into()),
+        (path, _) => Ok(Some(PathBuf::from(path))),
+    }
+}
+
+/// The modules that `lora.target_modules` names.
+fn target_modules(config: &Config) -> Result<Vec<Module>> {
+    config
+        .lora
+        .target_modules
+        .iter()
+        .map(|name| {
+            Module::ALL
+                .into_iter()
+                .find(|m| m.name() == name)
+                .with_context(|| format!("lora.target_modules names {name}, which Qwen3 has not"))
+        })
+        .collect()
+}
+
+/// The adapter to train: fresh, or `lora.init_from`.
+pub fn initial_adapter(config: &Config, shape: &ModelShape) -> Result<AdapterSource> {
+    let lora = &config.lora;
+    if let Some(dir) = &lora.init_from {
+        return AdapterSource::load(dir, shape).context("lora.init_from");
+    }
+    let settings = LoraSettings::uniform(
+        shape,
+        &target_modules(config)?,
+        lora.r,
+        lora.alpha,
+        lora.dropout,
+        lora.use_rslora,
+    );
+    let layout = AdapterLayout::new(shape, settings)?;
+    let params = layout.initial(config.train.seed);
+    Ok(AdapterSource { layout, params })
+}
+
+/// The update as `config` describes it. With a reference adapter resident,
+/// `reference` is its id.
+pub fn updater(
+    config: &Config,
+    shape: &ModelShape,
+    adapter: AdapterId,
+    reference: Option<AdapterId>,
+    max_rows: usize,
+) -> Result<Updater> {
+    let credit = CreditAssigner::new(&config.credit)?;
+    credit.hidden().check(shape.num_layers)?;
+    Ok(Updater {
+        objective: Objective::new(&config.loss)?,
+        credit,
+        loss: config.loss.clone(),
+        adapter,
+        reference,
+        temperature: match config.rollout.temperature > 0.0 {
+            true => config.rollout.temperature,
+            false => 1.0,
+        },
+        max_completion_length: config.rollout.max_completion_length,
+        max_rows,
+        dropout: config.lora.dropout,
+        skip_zero_advantage: true,
+    })
+}
+
+/// Whether an update with these settings ever runs reference rows.
+pub fn wants_reference(updater_credit: &CreditAssigner, config: &Config) -> bool {
+    updater_credit.method().needs().base_rows() || config.loss.beta > 0.0
+}
