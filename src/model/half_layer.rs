@@ -12,7 +12,7 @@ use crate::model::config::{Group, ModelShape};
 use crate::model::qwen3::{Layer, Model};
 use crate::ops::Ops;
 use crate::ops::linear::Linear;
-use crate::ops::lora::{Lora, LoraCall};
+use crate::ops::lora::LoraCall;
 use crate::ops::rmsnorm::NormShape;
 
 /// What stays the same through all layers of one forward.
@@ -465,15 +465,12 @@ fn linear_backward<D: Ops>(
     }
 }
 
-fn lora_call<'a, D: Lora>(
+fn lora_call<'a, D: Ops>(
     pass: &'a Pass<'_, D>,
     layer: usize,
     group: Group,
     s: Slice<'a, D, D::Act>,
-) -> LoraCall<'a, D>
-where
-    D: Ops,
-{
+) -> LoraCall<'a, D> {
     LoraCall {
         adapters: pass.adapters,
         layer,

@@ -52,6 +52,9 @@ fn hub_cache() -> PathBuf {
         .join("hub")
 }
 
+/// A tensor's name, where it lies, and its shape.
+pub type NamedTensor = (String, (WeightView, Vec<usize>));
+
 /// All tensors of a checkpoint, by name.
 pub struct Checkpoint {
     dir: PathBuf,
@@ -129,7 +132,7 @@ impl Checkpoint {
 
 /// Map a safetensors file. A tensor of another type than f32, bf16 and f16 is
 /// an error.
-pub fn map_file(path: &Path) -> Result<Vec<(String, (WeightView, Vec<usize>))>> {
+pub fn map_file(path: &Path) -> Result<Vec<NamedTensor>> {
     let file =
         std::fs::File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
     // SAFETY: the map is read-only; a file that someone truncates meanwhile

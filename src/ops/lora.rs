@@ -150,10 +150,13 @@ impl FactorPack {
     }
 }
 
+/// One layer's factors, by group and part.
+type LayerPacks = [Vec<Option<FactorPack>>; 4];
+
 /// All resident adapters on the CPU: `[adapter][layer][group][part]`.
 pub struct CpuAdapters {
     shape: ModelShape,
-    packs: Vec<Option<Vec<[Vec<Option<FactorPack>>; 4]>>>,
+    packs: Vec<Option<Vec<LayerPacks>>>,
 }
 
 impl CpuAdapters {

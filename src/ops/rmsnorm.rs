@@ -16,6 +16,9 @@ pub struct NormShape {
     pub eps: f32,
 }
 
+/// The stream before an addition, and what is added to it.
+pub type ResidualAdd<'a, D, R> = (Slice<'a, D, R>, Slice<'a, D, <D as Device>::Act>);
+
 pub trait RmsNorm: Device {
     /// With `add = Some((previous, y))` first writes h = previous + y, else
     /// reads h as it is; then writes x and rstd. `R` is the residual stream's
@@ -25,7 +28,7 @@ pub trait RmsNorm: Device {
         &self,
         ctx: &Ctx<Self>,
         shape: NormShape,
-        add: Option<(Slice<Self, R>, Slice<Self, Self::Act>)>,
+        add: Option<ResidualAdd<Self, R>>,
         h: SliceMut<Self, R>,
         weight: &Self::Buf<f32>,
         x: SliceMut<Self, Self::Act>,
@@ -84,7 +87,7 @@ impl<A: Float> RmsNorm for Cpu<A> {
         &self,
         _: &Ctx<Self>,
         shape: NormShape,
-        add: Option<(Slice<Self, R>, Slice<Self, A>)>,
+        add: Option<ResidualAdd<Self, R>>,
         mut h: SliceMut<Self, R>,
         weight: &Self::Buf<f32>,
         mut x: SliceMut<Self, A>,

@@ -251,7 +251,7 @@ fn prefill<D: HalfLayers>(
             let shared: Arc<[u32]> = group.pages()[..full].into();
             let group = Arc::new(group);
             for (sample, lease) in request.samples.clone().zip(own) {
-                if prompt % PAGE != 0 {
+                if !prompt.is_multiple_of(PAGE) {
                     engine.copy_page(cache, group.pages()[full], lease.pages()[0])?;
                 }
                 let mut sequence = Sequence {

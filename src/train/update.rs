@@ -126,9 +126,8 @@ impl Updater {
                     .sequences
                     .iter()
                     .all(|s| s.advantage == 0.0 && s.token_advantages.is_none());
-            let numbered = group.sequences.iter().enumerate();
             if skip {
-                for (_, s) in numbered {
+                for s in &group.sequences {
                     let n = s.completion.len();
                     let skipped = self.objective.skipped(n, &Advantage::Sequence(0.0));
                     stats.loss_stats.merge(&skipped);
@@ -137,7 +136,10 @@ impl Updater {
                 packed_groups.push(PackGroup {
                     prompt: group.prompt,
                     key: group.key,
-                    completions: numbered
+                    completions: group
+                        .sequences
+                        .iter()
+                        .enumerate()
                         .filter(|(_, s)| !s.completion.is_empty())
                         .map(|(i, s)| (first + i, s.completion))
                         .collect(),
