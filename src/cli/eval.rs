@@ -10,7 +10,9 @@ use crate::model::config::ModelShape;
 use crate::model::half_layer::HalfLayers;
 use crate::tokenizer::Tokenizer;
 use crate::train::evaluate::{EvalRow, evaluate, table};
-use crate::train::session::{AdapterSource, Demand, OnDevice, Session, model_dir, on_device};
+use crate::train::session::{
+    AdapterSource, Demand, OnDevice, Session, fit_context, model_dir, on_device,
+};
 use crate::train::setup::{data_path, load_prompts};
 use crate::train::step::Prompts;
 
@@ -77,8 +79,10 @@ impl OnDevice for Evaluation<'_> {
             adapters.push(source);
             models.push((dir.display().to_string(), Some(AdapterId(i as u32))));
         }
+        let longest_prompt = ids.iter().map(Vec::len).max().unwrap_or(0);
+        let config = &fit_context(config, &shape, longest_prompt);
         let demand = Demand {
-            longest_prompt: ids.iter().map(Vec::len).max().unwrap_or(0),
+            longest_prompt,
             longest_completion: config.rollout.max_completion_length,
             group: config.eval.samples,
             sampled: problems.len() * config.eval.samples * models.len(),

@@ -15,7 +15,9 @@ use crate::model::half_layer::HalfLayers;
 use crate::rng::{Purpose, hash_bytes};
 use crate::rollout::{Event, Request};
 use crate::tokenizer::Tokenizer;
-use crate::train::session::{AdapterSource, Demand, OnDevice, Session, model_dir, on_device};
+use crate::train::session::{
+    AdapterSource, Demand, OnDevice, Session, fit_context, model_dir, on_device,
+};
 
 /// Runs the verb.
 pub fn run(args: GenerateArgs) -> Result<Outcome> {
@@ -83,8 +85,10 @@ impl OnDevice for Generation<'_> {
             adapters.push(source.with_context(|| format!("adapter {}", dir.display()))?);
         }
         let adapter = (!adapters.is_empty()).then_some(AdapterId(0));
+        let longest_prompt = prompts.iter().map(|p| p.ids.len()).max().unwrap_or(0);
+        let config = &fit_context(config, &shape, longest_prompt);
         let demand = Demand {
-            longest_prompt: prompts.iter().map(|p| p.ids.len()).max().unwrap_or(0),
+            longest_prompt,
             longest_completion: config.rollout.max_completion_length,
             group: args.samples,
             sampled: prompts.len() * args.samples,

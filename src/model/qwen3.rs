@@ -48,7 +48,7 @@ impl<D: Ops> Model<D> {
         let shape = ModelShape::load(dir)?;
         ensure!(
             positions <= shape.max_position_embeddings,
-            "contexts of up to {positions} tokens are asked for; {} has max_position_embeddings {}",
+            "contexts of up to {positions} tokens are asked for (prompt and rollout.max_completion_length), but {} has max_position_embeddings {}",
             dir.display(),
             shape.max_position_embeddings
         );

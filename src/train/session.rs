@@ -126,6 +126,21 @@ impl Demand {
     }
 }
 
+/// Completions as long as the model's context allows beside the longest
+/// prompt, where `rollout.max_completion_length` asks for more: said once.
+pub fn fit_context(config: &Config, shape: &ModelShape, longest_prompt: usize) -> Config {
+    let mut fitting = config.clone();
+    let room = shape.max_position_embeddings.saturating_sub(longest_prompt);
+    if room > 0 && config.rollout.max_completion_length > room {
+        eprintln!(
+            "warning: completions end at {room} tokens, where the model's context of {} is full",
+            shape.max_position_embeddings
+        );
+        fitting.rollout.max_completion_length = room;
+    }
+    fitting
+}
+
 /// The buffers that these batches need.
 pub fn capacity_of(batches: &[Packed], layouts: &[AdapterLayout]) -> Capacity {
     let most = |f: &dyn Fn(&Packed) -> usize| batches.iter().map(f).max().unwrap_or(0);
