@@ -67,7 +67,8 @@ const ACTIVE: u64 = 0xffff;
 const ONE_SEAT: u64 = 1 << 16;
 const SEATS: u64 = 0x7fff << 16;
 const OPEN: u64 = 1 << 31;
-const ONE_JOB: u64 = 1 << 32;
+const JOB_SHIFT: u32 = 32;
+const ONE_JOB: u64 = 1 << JOB_SHIFT;
 
 type Job = dyn Fn() + Sync;
 
@@ -124,8 +125,9 @@ impl Pool {
         let job: *const Job = unsafe { std::mem::transmute(job) };
         // SAFETY: this thread holds `busy`, and the last job was closed.
         unsafe { *self.job.get() = Some(job) };
-        let number = self.state.load(Ordering::Relaxed) / ONE_JOB + 1;
-        let open = (number * ONE_JOB) | OPEN | (seats as u64 * ONE_SEAT);
+        // The number's top bits fall off, and it begins anew at 0.
+        let number = (self.state.load(Ordering::Relaxed) / ONE_JOB + 1) << JOB_SHIFT;
+        let open = number | OPEN | (seats as u64 * ONE_SEAT);
         // The order of this store and the load of `asleep` matters: a helper
         // about to sleep does the two the other way round.
         self.state.store(open, Ordering::SeqCst);
