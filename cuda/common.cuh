@@ -1,0 +1,111 @@
+// What several kernels share: sizes, reductions, vector access, and the device
+// form of a batch. No kernel lives here.
+#pragma once
+
+#include "intrinsics.cuh"
+
+constexpr int WARP = 32;
+constexpr float LOG2E = 1.4426950408889634f;
+constexpr float LN2 = 0.6931471805599453f;
+
+// Sixteen bytes of bf16: the unit of a coalesced access.
+struct alignas(16) bf16x8 {
+  uint32_t pair[4];
+};
+
+DEVICE float low_half(uint32_t pair) { return float_from_bits(pair << 16); }
+DEVICE float high_half(uint32_t pair) { return float_from_bits(pair & 0xffff0000u); }
+
+DEVICE void unpack(const bf16x8& v, float (&x)[8]) {
+  for (int i = 0; i < 4; i++) {
+    x[2 * i] = low_half(v.pair[i]);
+    x[2 * i + 1] = high_half(v.pair[i]);
+  }
+}
+
+DEVICE bf16x8 pack(const float (&x)[8]) {
+  bf16x8 v;
+  for (int i = 0; i < 4; i++) v.pair[i] = pack_bf16(x[2 * i], x[2 * i + 1]);
+  return v;
+}
+
+// Rounds as storing to bf16 and loading again does.
+DEVICE float round_bf16(float x) { return to_float(to_bf16(x)); }
+
+// Element access for kernels templated on the residual stream's type.
+DEVICE float load(const float* p) { return *p; }
+DEVICE float load(const bf16* p) { return to_float(*p); }
+DEVICE void store(float* p, float x) { *p = x; }
+DEVICE void store(bf16* p, float x) { *p = to_bf16(x); }
+
+// Sum over a warp, the same in every lane: a fixed tree.
+template <typename T>
+DEVICE T warp_sum(T x) {
+  for (int d = WARP / 2; d > 0; d /= 2) x += shfl_xor(x, d);
+  return x;
+}
+
+DEVICE float warp_max(float x) {
+  for (int d = WARP / 2; d > 0; d /= 2) x = fmaxf(x, shfl_xor(x, d));
+  return x;
+}
+
+// Rows of one adapter within one tile; what the LoRA kernels run over. Built on
+// the host, in order of rows, for adapted rows only.
+struct AdapterTile {
+  uint32_t row;
+  uint32_t rows;
+  uint32_t adapter;
+};
+
+// A piece of a segment's context: context positions
+// [position, position + rows) are packed rows [row, row + rows).
+struct ContextRange {
+  uint32_t position;
+  uint32_t row;
+  uint32_t rows;
+};
+
+// A tile of queries, or of keys: rows [row, row + rows) of a segment, the first
+// at context position `position`.
+struct AttentionTile {
+  uint32_t segment;
+  uint32_t row;
+  uint32_t rows;
+  uint32_t position;
+};
+
+// A segment whose rows attend to another segment's rows, which stand at context
+// position `position` in its context.
+struct ContextUser {
+  uint32_t segment;
+  uint32_t position;
+};
+
+// A segment: its rows, where its list of ContextRange begins and ends, where
+// the list of its ContextUser begins and ends, the length of its prefixes, and
+// where its page table begins.
+struct Segment {
+  uint32_t row;
+  uint32_t rows;
+  uint32_t prefix_rows;
+  uint32_t first_range;
+  uint32_t last_range;
+  uint32_t first_user;
+  uint32_t last_user;
+  uint32_t group_pages;       // index of its first group page in `pages`
+  uint32_t group_page_count;
+  uint32_t own_pages;         // index of its first own page in `pages`
+  uint32_t own_page_count;
+};
+
+// One adapted linear layer's factors in compute form; r padded to 16 with
+// zeros, `a` and `b` null where the adapter leaves the module alone.
+struct LoraFactor {
+  const bf16* a;       // [r_padded, inputs]
+  const bf16* b;       // [outputs, r_padded]
+  float scale;
+  uint32_t r;
+  uint32_t r_padded;
+  uint32_t s_column;   // first column of this part in s
+};
