@@ -6,6 +6,7 @@ mod common;
 mod docs;
 mod gradients;
 mod invariance;
+mod kernels;
 mod learning;
 mod losses;
 mod options;

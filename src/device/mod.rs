@@ -5,6 +5,7 @@
 //! [`crate::ops`]; the model is written once against those.
 
 pub mod cpu;
+pub mod cuda;
 
 use anyhow::Result;
 use half::bf16;

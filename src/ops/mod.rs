@@ -6,6 +6,7 @@
 
 pub mod adamw;
 pub mod attention;
+mod cuda;
 pub mod decode;
 pub mod embedding;
 pub mod linear;

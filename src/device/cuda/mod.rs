@@ -1,0 +1,231 @@
+//! The CUDA device: bf16 activations, kernels from `cuda/*.cu`, base products
+//! through cuBLASLt; on a GPU, or in the emulator.
+
+pub mod batch;
+pub mod driver;
+#[cfg(feature = "emulator")]
+pub mod emulator;
+mod gpu;
+pub mod launch;
+
+use std::collections::HashMap;
+use std::marker::PhantomData;
+use std::sync::{Arc, Mutex, Weak};
+
+use anyhow::{Context as _, Result, ensure};
+use half::bf16;
+
+use super::{BatchCapacity, Ctx, Device, Element, Slice, SliceMut};
+use crate::model::batch::Batch;
+use batch::CudaBatch;
+use driver::{Driver, StreamId};
+pub use launch::{Address, Launch};
+
+/// A CUDA device and whoever executes it.
+pub struct Cuda {
+    pub(crate) driver: Arc<dyn Driver>,
+    /// Weights on the device by where they lie in a mapped file, so that a tied
+    /// head and embedding are one buffer.
+    pub(crate) weights: Mutex<HashMap<(usize, usize), Weak<Allocation>>>,
+}
+
+impl Cuda {
+    pub fn new(driver: Arc<dyn Driver>) -> Self {
+        Cuda {
+            driver,
+            weights: Mutex::default(),
+        }
+    }
+
+    /// Memory for `len` elements with undefined contents.
+    pub(crate) fn alloc_raw<T: Element>(&self, len: usize) -> Result<CudaBuf<T>> {
+        let bytes = len * size_of::<T>();
+        Ok(CudaBuf {
+            memory: Arc::new(Allocation::new(self.driver.clone(), bytes)?),
+            offset: 0,
+            len,
+            element: PhantomData,
+        })
+    }
+
+    /// This stream's scratch of at least `bytes`, for one op: the next op on
+    /// the stream may overwrite it. Grows only where no plan reserved enough.
+    pub(crate) fn workspace(&self, ctx: &Ctx<Self>, bytes: usize) -> Result<u64> {
+        let mut workspace = lock(&ctx.stream.workspace);
+        if workspace.as_ref().is_none_or(|w| w.bytes < bytes) {
+            *workspace = None;
+            *workspace = Some(Allocation::new(self.driver.clone(), bytes)?);
+        }
+        Ok(workspace.as_ref().map_or(0, |w| w.ptr))
+    }
+}
+
+/// A poisoned lock only means that another thread panicked; what these guard is
+/// valid after any of its statements.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|e| e.into_inner())
+}
+
+/// Device memory, freed on drop.
+pub struct Allocation {
+    driver: Arc<dyn Driver>,
+    pub(crate) ptr: u64,
+    bytes: usize,
+}
+
+impl Allocation {
+    fn new(driver: Arc<dyn Driver>, bytes: usize) -> Result<Self> {
+        let ptr = match bytes {
+            0 => 0,
+            _ => driver.alloc(bytes)?,
+        };
+        Ok(Allocation { driver, ptr, bytes })
+    }
+}
+
+impl Drop for Allocation {
+    fn drop(&mut self) {
+        if self.ptr != 0 {
+            self.driver.free(self.ptr);
+        }
+    }
+}
+
+/// A run of elements in device memory.
+pub struct CudaBuf<T> {
+    pub(crate) memory: Arc<Allocation>,
+    /// In bytes, from the start of the memory.
+    pub(crate) offset: usize,
+    pub(crate) len: usize,
+    element: PhantomData<T>,
+}
+
+impl<T: Element> CudaBuf<T> {
+    pub(crate) fn over(memory: Arc<Allocation>, offset: usize, len: usize) -> Self {
+        CudaBuf {
+            memory,
+            offset,
+            len,
+            element: PhantomData,
+        }
+    }
+
+    pub fn ptr(&self) -> u64 {
+        self.memory.ptr + self.offset as u64
+    }
+
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+}
+
+/// A queue of launches, with the scratch of its ops.
+pub struct CudaStream {
+    pub(crate) id: StreamId,
+    workspace: Mutex<Option<Allocation>>,
+}
+
+/// Refuses slices that reach beyond their buffer: a host bug that would corrupt
+/// memory far from its cause.
+fn check<T: Element>(buf: &CudaBuf<T>, start: usize, len: usize) -> Result<()> {
+    ensure!(
+        start + len <= buf.len,
+        "a slice of {start}..{} in a device buffer of {} elements",
+        start + len,
+        buf.len
+    );
+    Ok(())
+}
+
+impl Device for Cuda {
+    type Act = bf16;
+    type Buf<T: Element> = CudaBuf<T>;
+    type Stream = CudaStream;
+    type Batch = CudaBatch;
+
+    fn name(&self) -> String {
+        let info = self.driver.info();
+        format!("{} (sm_{}, bf16)", info.name, info.arch)
+    }
+
+    fn new_stream(&self) -> Result<CudaStream> {
+        Ok(CudaStream {
+            id: self.driver.new_stream()?,
+            workspace: Mutex::default(),
+        })
+    }
+
+    fn alloc<T: Element>(&self, len: usize) -> Result<CudaBuf<T>> {
+        let buf = self.alloc_raw(len)?;
+        if len > 0 {
+            let stream = StreamId::DEFAULT;
+            self.driver.zero(stream, buf.ptr(), len * size_of::<T>())?;
+            self.driver.synchronize(stream)?;
+        }
+        Ok(buf)
+    }
+
+    fn upload<T: Element>(&self, ctx: &Ctx<Self>, to: SliceMut<Self, T>, from: &[T]) -> Result<()> {
+        ensure!(
+            to.len == from.len(),
+            "upload of {} into {}",
+            from.len(),
+            to.len
+        );
+        check(to.buf, to.start, to.len)?;
+        if from.is_empty() {
+            return Ok(());
+        }
+        self.driver
+            .upload(ctx.stream.id, to.address(), bytemuck::cast_slice(from))
+            .with_context(|| format!("copying {} elements to the device", from.len()))
+    }
+
+    fn download<T: Element>(
+        &self,
+        ctx: &Ctx<Self>,
+        from: Slice<Self, T>,
+        to: &mut [T],
+    ) -> Result<()> {
+        ensure!(
+            from.len == to.len(),
+            "download of {} into {}",
+            from.len,
+            to.len()
+        );
+        check(from.buf, from.start, from.len)?;
+        if to.is_empty() {
+            return Ok(());
+        }
+        let n = to.len();
+        self.driver
+            .download(ctx.stream.id, from.address(), bytemuck::cast_slice_mut(to))
+            .with_context(|| format!("copying {n} elements from the device"))
+    }
+
+    fn zero<T: Element>(&self, ctx: &Ctx<Self>, to: SliceMut<Self, T>) -> Result<()> {
+        check(to.buf, to.start, to.len)?;
+        match to.len {
+            0 => Ok(()),
+            n => self
+                .driver
+                .zero(ctx.stream.id, to.address(), n * size_of::<T>()),
+        }
+    }
+
+    fn new_batch(&self, capacity: BatchCapacity) -> Result<CudaBatch> {
+        CudaBatch::new(self, capacity)
+    }
+
+    fn load_batch(&self, ctx: &Ctx<Self>, to: &mut CudaBatch, from: Batch) -> Result<()> {
+        to.load(self, ctx, from)
+    }
+
+    fn batch<'a>(&self, batch: &'a CudaBatch) -> &'a Batch {
+        &batch.host
+    }
+}

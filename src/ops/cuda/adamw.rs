@@ -1,0 +1,1 @@
+//! Launches of `cuda/adamw.cu`: see [`crate::ops::adamw`] for the contract.

@@ -1,0 +1,1 @@
+//! Launches of `cuda/attention.cu`: see [`crate::ops::attention`] for the contract.

@@ -1,0 +1,1 @@
+//! Launches of `cuda/decode.cu`: see [`crate::ops::decode`] for the contract.

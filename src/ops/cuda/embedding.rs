@@ -1,0 +1,1 @@
+//! Launches of `cuda/embedding.cu`: see [`crate::ops::embedding`] for the contract.

@@ -1,0 +1,1 @@
+//! Base products through the driver: see [`crate::ops::linear`] for the contract.

@@ -1,0 +1,1 @@
+//! Launches of `cuda/logprob.cu`: see [`crate::ops::logprob`] for the contract.

@@ -1,0 +1,1 @@
+//! Launches of `cuda/lora.cu`: see [`crate::ops::lora`] for the contract.

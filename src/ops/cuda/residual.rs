@@ -1,0 +1,1 @@
+//! Launches of `cuda/residual.cu`: see [`crate::ops::residual`] for the contract.

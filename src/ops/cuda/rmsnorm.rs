@@ -1,0 +1,1 @@
+//! Launches of `cuda/rmsnorm.cu`: see [`crate::ops::rmsnorm`] for the contract.

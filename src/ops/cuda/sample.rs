@@ -1,0 +1,1 @@
+//! Launches of `cuda/sample.cu`: see [`crate::ops::sample`] for the contract.

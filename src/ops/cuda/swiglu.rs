@@ -1,0 +1,1 @@
+//! Launches of `cuda/swiglu.cu`: see [`crate::ops::swiglu`] for the contract.

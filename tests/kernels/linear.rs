@@ -1,0 +1,1 @@
+//! Guards the base products and the LoRA terms within them.

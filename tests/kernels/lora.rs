@@ -1,0 +1,1 @@
+//! Guards the kernels of `cuda/lora.cu`.
