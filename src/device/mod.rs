@@ -84,6 +84,14 @@ pub trait Device: Send + Sync + Sized + 'static {
     fn new_batch(&self, capacity: BatchCapacity) -> Result<Self::Batch>;
     fn load_batch(&self, ctx: &Ctx<Self>, to: &mut Self::Batch, from: Batch) -> Result<()>;
     fn batch<'a>(&self, batch: &'a Self::Batch) -> &'a Batch;
+
+    /// Seconds from the start of the first of `work`'s launches to the end of
+    /// its last, on the device's own clock where it has one.
+    fn timed(&self, _: &Ctx<Self>, work: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
+        let start = std::time::Instant::now();
+        work()?;
+        Ok(start.elapsed().as_secs_f64())
+    }
 }
 
 /// What a batch descriptor has room for.

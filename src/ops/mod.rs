@@ -6,6 +6,7 @@
 
 pub mod adamw;
 pub mod attention;
+pub mod cost;
 mod cuda;
 pub mod decode;
 pub mod embedding;
