@@ -50,6 +50,32 @@ DEVICE float warp_max(float x) {
   return x;
 }
 
+struct Philox {
+  uint32_t word[4];
+};
+
+// Philox4x32-10 of a 128-bit counter and a 64-bit key: the block that
+// `rng::philox` gives on the CPU.
+DEVICE Philox philox(uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, uint64_t key) {
+  uint32_t k0 = uint32_t(key), k1 = uint32_t(key >> 32);
+  for (int round = 0; round < 10; round++) {
+    const uint64_t p0 = uint64_t(0xd2511f53u) * c0;
+    const uint64_t p1 = uint64_t(0xcd9e8d57u) * c2;
+    c0 = uint32_t(p1 >> 32) ^ c1 ^ k0;
+    c1 = uint32_t(p1);
+    c2 = uint32_t(p0 >> 32) ^ c3 ^ k1;
+    c3 = uint32_t(p0);
+    k0 += 0x9e3779b9u;
+    k1 += 0xbb67ae85u;
+  }
+  return {{c0, c1, c2, c3}};
+}
+
+// Uniform in the open interval (0, 1); every step is exact, contracted or not.
+DEVICE float open_unit(uint32_t bits) {
+  return (float(bits >> 9) + 0.5f) * (1.0f / 8388608.0f);
+}
+
 // Rows of one adapter within one tile; what the LoRA kernels run over. Built on
 // the host, in order of rows, for adapted rows only.
 struct AdapterTile {
