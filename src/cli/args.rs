@@ -286,6 +286,19 @@ pub enum BenchKind {
     Decode,
 }
 
+/// Model shapes that `arca bench kernels` knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum KernelShape {
+    /// The bundled demo
+    Demo,
+    #[value(name = "0.6b")]
+    Qwen0_6b,
+    #[value(name = "1.7b")]
+    Qwen1_7b,
+    #[value(name = "4b")]
+    Qwen4b,
+}
+
 /// `arca bench`
 #[derive(Debug, Args)]
 pub struct BenchArgs {
@@ -319,6 +332,12 @@ pub struct BenchArgs {
     /// Timed runs, after one that is not
     #[arg(long, value_name = "N", default_value_t = 5)]
     pub repeats: usize,
+    /// Kernels: model shapes [default: the three on a GPU, else demo]
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "SHAPES")]
+    pub shape: Vec<KernelShape>,
+    /// Kernels: packed rows of one call [default: 8192 on a GPU, else 64]
+    #[arg(long, value_name = "N")]
+    pub rows: Option<usize>,
     /// Rank of the adapter; decode has none without it [config: lora.r]
     #[arg(long, value_name = "R")]
     pub lora_r: Option<usize>,

@@ -9,8 +9,8 @@ use std::time::Instant;
 use anyhow::{Result, bail, ensure};
 use serde_json::{Value, json};
 
+use super::Outcome;
 use super::args::{BenchArgs, BenchKind};
-use super::{Outcome, UsageError};
 use crate::advantage::advantages;
 use crate::config::Config;
 use crate::episode::AdapterId;
@@ -28,6 +28,9 @@ const POLICY: AdapterId = AdapterId(0);
 
 /// Runs the verb.
 pub fn run(args: BenchArgs) -> Result<Outcome> {
+    if args.kind == BenchKind::Kernels {
+        return super::bench_kernels::run(args);
+    }
     let mut config = args.load()?;
     let workload = Workload::new(&args)?;
     config.rollout.group_size = workload.group_size;
@@ -63,11 +66,7 @@ struct Workload {
 impl Workload {
     fn new(args: &BenchArgs) -> Result<Workload> {
         let (prompts, group_size, prompt_length, new_tokens) = match args.kind {
-            BenchKind::Kernels => {
-                let message = "bench kernels: the CPU has no kernels to run alone; see decode, rollout, update, step";
-                return Err(UsageError::new(message).into());
-            }
-            BenchKind::Decode => (1, 1, 32, 64),
+            BenchKind::Kernels | BenchKind::Decode => (1, 1, 32, 64),
             BenchKind::Update if !args.ragged => (16, 1, 1, 128),
             BenchKind::Rollout | BenchKind::Update | BenchKind::Step => (8, 8, 64, 64),
         };

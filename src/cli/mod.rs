@@ -5,6 +5,7 @@ mod resolve;
 mod rows;
 
 pub mod bench;
+pub mod bench_kernels;
 pub mod eval;
 pub mod generate;
 pub mod grade;
