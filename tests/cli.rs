@@ -5,7 +5,7 @@ use std::process::{Command, Output};
 
 /// Runs arca in `folder`, with no terminal and no colours.
 fn arca(folder: &Path, args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_arca"))
+    Command::new(crate::common::arca())
         .args(args)
         .current_dir(folder)
         .env("NO_COLOR", "1")

@@ -1,13 +1,11 @@
 //! Guards that the documents say what the program does: every key and its
 //! default in `docs/config.md`.
 
-use std::path::Path;
-
 use arca::config::Config;
 use serde_json::Value;
 
 fn document(name: &str) -> String {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
+    let path = crate::common::root().join(name);
     std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 

@@ -2,8 +2,6 @@
 //! printed by TRL 1.16.0 (fixtures/trl), and for every combination of options
 //! against a plain restatement of its formulas, differentiated numerically.
 
-use std::path::PathBuf;
-
 use arca::config::{CreditConfig, LossConfig, LossType, RatioLevel, SamplerCorrection};
 use arca::credit::{CreditAssigner, Spread, advantage_per_token, effective_token_ratio, gini};
 use arca::episode::TokenSignals;
@@ -14,12 +12,9 @@ use arca::loss::{
 use proptest::prelude::*;
 use serde::Deserialize;
 
-/// Found at run time, so that the test binary can be carried elsewhere.
 fn fixture<T: for<'a> Deserialize<'a>>(name: &str) -> T {
-    let root = std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(PathBuf::new, PathBuf::from);
-    let path = root.join("tests/fixtures/trl").join(name);
-    let text = std::fs::read_to_string(&path)
-        .unwrap_or_else(|e| panic!("{} (run from the repository root): {e}", path.display()));
+    let path = crate::common::fixtures().join("trl").join(name);
+    let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     serde_json::from_str(&text).unwrap()
 }
 

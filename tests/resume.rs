@@ -208,7 +208,7 @@ fn a_run_without_a_checkpoint_starts_over() {
 fn a_resumed_run_takes_its_settings_from_its_folder() {
     let bench = Bench::new();
     bench.train("run", &["train.steps=1", "lora.r=4"]);
-    let output = Command::new(env!("CARGO_BIN_EXE_arca"))
+    let output = Command::new(crate::common::arca())
         .args(["train", "--run", "run", "--resume", "--set", "lora.r=8"])
         .current_dir(bench.path())
         .output()

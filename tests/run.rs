@@ -41,7 +41,7 @@ impl Bench {
 
     /// `arca train --run <name>`, with [`SMALL`] and then these settings.
     pub fn command(&self, name: &str, settings: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_arca"));
+        let mut command = Command::new(crate::common::arca());
         command
             .args(["train", "--run", name])
             .current_dir(self.path())
@@ -63,7 +63,7 @@ impl Bench {
 
     /// Goes on with an earlier run, with these changes.
     pub fn resume(&self, name: &str, changes: &[&str]) -> Run {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_arca"));
+        let mut command = Command::new(crate::common::arca());
         command
             .args(["train", "--run", name, "--resume"])
             .current_dir(self.path())

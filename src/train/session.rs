@@ -58,14 +58,13 @@ pub fn model_dir(config: &Config) -> Result<PathBuf> {
 }
 
 /// Where the bundled demo lies: beside the sources that this binary was built
-/// from, or in the working directory.
+/// from, in the working directory, or above the binary.
 pub fn demo_dir() -> Result<PathBuf> {
-    let places = [
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/demo"),
-        PathBuf::from("assets/demo"),
-    ];
-    places
+    let binary = std::env::current_exe().unwrap_or_default();
+    [Path::new(env!("CARGO_MANIFEST_DIR")), Path::new("")]
         .into_iter()
+        .chain(binary.ancestors().skip(1))
+        .map(|p| p.join("assets/demo"))
         .find(|p| p.join("config.json").exists())
         .context(
             "the bundled demo (assets/demo) is not here: run from a checkout, or set model.path",

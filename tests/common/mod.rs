@@ -16,12 +16,27 @@ use arca::model::peft;
 use arca::model::plan::Capacity;
 use arca::rng::Stream;
 
-/// `tests/fixtures`, or `ARCA_FIXTURES` where the binary was carried elsewhere.
+/// The checkout, found at run time, because the test binary may have been
+/// carried to another machine: where it was built, or the working directory.
+pub fn root() -> PathBuf {
+    let built = Path::new(env!("CARGO_MANIFEST_DIR"));
+    match built.join("tests/fixtures").exists() {
+        true => built.to_path_buf(),
+        false => std::env::current_dir().unwrap(),
+    }
+}
+
 pub fn fixtures() -> PathBuf {
-    std::env::var_os("ARCA_FIXTURES").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures"),
-        PathBuf::from,
-    )
+    root().join("tests/fixtures")
+}
+
+/// The `arca` binary: where it was built, or beside the carried test binary.
+pub fn arca() -> PathBuf {
+    let built = Path::new(env!("CARGO_BIN_EXE_arca"));
+    match built.exists() {
+        true => built.to_path_buf(),
+        false => std::env::current_exe().unwrap().with_file_name("arca"),
+    }
 }
 
 /// Names of the parity cases, sorted.

@@ -10,9 +10,7 @@ use arca::episode::Problem;
 
 /// A file below `tests/fixtures`.
 fn fixture(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/fixtures")
-        .join(name)
+    crate::common::fixtures().join(name)
 }
 
 fn problem(id: &str, problem: &str, answer: &str) -> Problem {
