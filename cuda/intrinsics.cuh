@@ -18,8 +18,8 @@
 #define KERNEL extern "C" __global__
 #define DEVICE __device__ __forceinline__
 #define LAUNCH_BOUNDS(...) __launch_bounds__(__VA_ARGS__)
-// Static shared memory: SHARED(float, part, [32]);
-#define SHARED(type, name, dims) __shared__ type name dims
+// Static shared memory, 16-byte aligned: SHARED(float, part, [32]);
+#define SHARED(type, name, dims) __shared__ __align__(16) type name dims
 // The launch's dynamic shared memory, as bytes.
 #define DYN_SMEM(name, alignment)                                              \
   extern __shared__ __align__(128) unsigned char arca_dynamic_smem[];          \
