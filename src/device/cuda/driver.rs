@@ -98,4 +98,11 @@ pub trait Driver: Send + Sync {
     /// Seconds between two recorded events, waiting for the later; both are
     /// given up.
     fn elapsed(&self, from: EventId, to: EventId) -> Result<f64>;
+    /// What each kernel did since this was asked last, where somebody counts.
+    #[cfg(feature = "emulator")]
+    fn kernel_stats(
+        &self,
+    ) -> Option<std::collections::BTreeMap<&'static str, super::emulator::KernelStats>> {
+        None
+    }
 }

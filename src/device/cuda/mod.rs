@@ -6,6 +6,8 @@ pub mod driver;
 #[cfg(feature = "emulator")]
 pub mod emulator;
 mod gpu;
+#[cfg(feature = "emulator")]
+mod host_gemm;
 pub mod launch;
 
 use std::collections::HashMap;
@@ -227,5 +229,12 @@ impl Device for Cuda {
 
     fn batch<'a>(&self, batch: &'a CudaBatch) -> &'a Batch {
         &batch.host
+    }
+
+    fn timed(&self, ctx: &Ctx<Self>, work: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
+        let start = self.driver.record(ctx.stream.id)?;
+        work()?;
+        let end = self.driver.record(ctx.stream.id)?;
+        self.driver.elapsed(start, end)
     }
 }
