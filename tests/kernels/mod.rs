@@ -17,6 +17,7 @@ mod qknorm_rope;
 mod residual;
 mod rmsnorm;
 mod sample;
+mod selftest;
 mod swiglu;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
