@@ -29,8 +29,35 @@ DEVICE bf16x8 pack(const float (&x)[8]) {
   return v;
 }
 
+// Eight elements at a 16-byte (bf16) or 32-byte (f32) boundary.
+DEVICE void load8(float (&x)[8], const bf16* p) { unpack(*reinterpret_cast<const bf16x8*>(p), x); }
+DEVICE void store8(bf16* p, const float (&x)[8]) { *reinterpret_cast<bf16x8*>(p) = pack(x); }
+
+struct alignas(16) floatx4 {
+  float v[4];
+};
+DEVICE void load8(float (&x)[8], const float* p) {
+  const floatx4 a = reinterpret_cast<const floatx4*>(p)[0], b = reinterpret_cast<const floatx4*>(p)[1];
+  for (int i = 0; i < 4; i++) {
+    x[i] = a.v[i];
+    x[i + 4] = b.v[i];
+  }
+}
+DEVICE void store8(float* p, const float (&x)[8]) {
+  reinterpret_cast<floatx4*>(p)[0] = {x[0], x[1], x[2], x[3]};
+  reinterpret_cast<floatx4*>(p)[1] = {x[4], x[5], x[6], x[7]};
+}
+
 // Rounds as storing to bf16 and loading again does.
 DEVICE float round_bf16(float x) { return to_float(to_bf16(x)); }
+
+// x as an element of type R holds it.
+template <typename R>
+DEVICE float rounded(float x);
+template <>
+DEVICE float rounded<float>(float x) { return x; }
+template <>
+DEVICE float rounded<bf16>(float x) { return round_bf16(x); }
 
 // Element access for kernels templated on the residual stream's type.
 DEVICE float load(const float* p) { return *p; }

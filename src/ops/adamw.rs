@@ -24,6 +24,30 @@ pub struct AdamWStep {
     pub clip: f32,
 }
 
+/// The step's constants as the update uses them, in f32.
+pub(crate) struct Constants {
+    pub decay: f32,
+    pub keep1: f32,
+    pub keep2: f32,
+    /// Learning rate over the first moment's bias correction.
+    pub size: f32,
+    /// Root of the second moment's bias correction.
+    pub root: f32,
+}
+
+impl AdamWStep {
+    pub(crate) fn constants(&self) -> Constants {
+        let t = self.step as f64;
+        Constants {
+            decay: (1.0 - self.learning_rate * self.weight_decay) as f32,
+            keep1: (1.0 - self.beta1) as f32,
+            keep2: (1.0 - self.beta2) as f32,
+            size: (self.learning_rate / (1.0 - self.beta1.powf(t))) as f32,
+            root: (1.0 - self.beta2.powf(t)).sqrt() as f32,
+        }
+    }
+}
+
 pub trait AdamW: Device {
     /// Sum of squares in f64, in one fixed order.
     fn squared_norm(&self, ctx: &Ctx<Self>, x: Slice<Self, f32>) -> Result<f64>;
@@ -41,12 +65,9 @@ pub trait AdamW: Device {
 }
 
 vectorized! {
-    fn update(step: &AdamWStep, corrections: (f32, f32), g: &[f32], p: &mut [f32], m: &mut [f32], v: &mut [f32]) -> () {
-        let (size, root) = corrections;
-        let decay = (1.0 - step.learning_rate * step.weight_decay) as f32;
-        let (keep1, keep2) = (1.0 - step.beta1, 1.0 - step.beta2);
-        let (keep1, keep2, beta2) = (keep1 as f32, keep2 as f32, step.beta2 as f32);
-        let epsilon = step.epsilon as f32;
+    fn update(step: &AdamWStep, constants: &Constants, g: &[f32], p: &mut [f32], m: &mut [f32], v: &mut [f32]) -> () {
+        let Constants { decay, keep1, keep2, size, root } = *constants;
+        let (beta2, epsilon) = (step.beta2 as f32, step.epsilon as f32);
         for i in 0..g.len() {
             let g = g[i] * step.clip;
             m[i] += (g - m[i]) * keep1;
@@ -77,9 +98,7 @@ impl<A: Float> AdamW for Cpu<A> {
         mut v: SliceMut<Self, f32>,
     ) -> Result<()> {
         let n = grads.len;
-        let t = step.step as f64;
-        let size = step.learning_rate / (1.0 - step.beta1.powf(t));
-        let root = (1.0 - step.beta2.powf(t)).sqrt();
+        let constants = step.constants();
         let (params, m, v) = (params.shared(), m.shared(), v.shared());
         pool::parallel(n.div_ceil(CHUNK), n, |i| {
             let (at, len) = (i * CHUNK, CHUNK.min(n - i * CHUNK));
@@ -92,7 +111,7 @@ impl<A: Float> AdamW for Cpu<A> {
                 )
             };
             let g = &grads.host()[at..at + len];
-            update(step, (size as f32, root as f32), g, p, m, v);
+            update(step, &constants, g, p, m, v);
         });
         Ok(())
     }

@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, Result};
 
-use super::driver::{Extent, LaunchArgs};
+use super::driver::{Extent, Gemm, LaunchArgs};
 use super::{Cuda, CudaBuf};
 use crate::device::{Ctx, Element, Slice, SliceMut};
 
@@ -122,6 +122,19 @@ impl Launch {
 }
 
 impl Cuda {
+    /// A base product.
+    ///
+    /// # Errors
+    /// Names its sizes.
+    pub(crate) fn gemm(&self, ctx: &Ctx<Self>, gemm: &Gemm) -> Result<()> {
+        self.driver.gemm(ctx.stream.id, gemm).with_context(|| {
+            format!(
+                "product [{}, {}] x [{}, {}]",
+                gemm.m, gemm.k, gemm.k, gemm.n
+            )
+        })
+    }
+
     /// Launch, unless the grid is empty.
     ///
     /// # Errors

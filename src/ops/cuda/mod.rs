@@ -13,3 +13,34 @@ mod residual;
 mod rmsnorm;
 mod sample;
 mod swiglu;
+
+use anyhow::{Result, bail};
+
+use crate::device::Float;
+use crate::device::cuda::Cuda;
+use crate::model::config::ModelShape;
+
+/// The kernel for a residual stream of type `R`.
+fn by_type<R: Float>(bf16: &'static str, f32: &'static str) -> Result<&'static str> {
+    match R::NAME {
+        "bf16" => Ok(bf16),
+        "f32" => Ok(f32),
+        other => bail!("the CUDA device has no kernels for a residual stream in {other}"),
+    }
+}
+
+/// The kernel for a head dimension.
+fn by_head_dim(shape: &ModelShape, d64: &'static str, d128: &'static str) -> Result<&'static str> {
+    match shape.head_dim {
+        64 => Ok(d64),
+        128 => Ok(d128),
+        other => bail!("head_dim {other}: the CUDA kernels take 64 and 128"),
+    }
+}
+
+/// Blocks for a grid-stride loop over `n` items: as many as keep the device
+/// busy, not more than there is work for.
+fn stride_grid(device: &Cuda, n: usize, block: usize) -> [u32; 3] {
+    let most = 16 * device.driver.info().multiprocessors.max(1) as usize;
+    [n.div_ceil(block).min(most) as u32, 1, 1]
+}
