@@ -51,13 +51,9 @@ DEVICE void store8(float* p, const float (&x)[8]) {
 // Rounds as storing to bf16 and loading again does.
 DEVICE float round_bf16(float x) { return to_float(to_bf16(x)); }
 
-// x as an element of type R holds it.
-template <typename R>
-DEVICE float rounded(float x);
-template <>
-DEVICE float rounded<float>(float x) { return x; }
-template <>
-DEVICE float rounded<bf16>(float x) { return round_bf16(x); }
+// x as an element of the pointer's type holds it.
+DEVICE float rounded_as(const float*, float x) { return x; }
+DEVICE float rounded_as(const bf16*, float x) { return round_bf16(x); }
 
 // Element access for kernels templated on the residual stream's type.
 DEVICE float load(const float* p) { return *p; }
@@ -162,3 +158,55 @@ struct LoraFactor {
   uint32_t r_padded;
   uint32_t s_column;   // first column of this part in s
 };
+
+// ---- tensor-core tiles in shared memory
+
+// Fragments of mma_bf16's operands out of tiles in shared memory, `stride`
+// elements a row (a multiple of 8; 8 beyond a multiple of 64 keeps eight rows
+// in different banks).
+
+// A 16 x 16 left operand stored [m][k].
+DEVICE void load_a(uint32_t (&a)[4], const bf16* tile, int stride) {
+  const int lane = threadIdx.x % WARP;
+  ldmatrix_x4(a, tile + (lane % 16) * stride + lane / 16 * 8);
+}
+
+// The same stored [k][m].
+DEVICE void load_a_trans(uint32_t (&a)[4], const bf16* tile, int stride) {
+  const int lane = threadIdx.x % WARP;
+  ldmatrix_x4_trans(a, tile + (lane / 16 * 8 + lane % 8) * stride + lane / 8 % 2 * 8);
+}
+
+// Two neighbouring right operands of 8 columns, 16 deep, stored [n][k].
+DEVICE void load_b(uint32_t (&b)[2][2], const bf16* tile, int stride) {
+  const int lane = threadIdx.x % WARP;
+  uint32_t r[4];
+  ldmatrix_x4(r, tile + (lane / 16 * 8 + lane % 8) * stride + lane / 8 % 2 * 8);
+  b[0][0] = r[0];
+  b[0][1] = r[1];
+  b[1][0] = r[2];
+  b[1][1] = r[3];
+}
+
+// The same stored [k][n].
+DEVICE void load_b_trans(uint32_t (&b)[2][2], const bf16* tile, int stride) {
+  const int lane = threadIdx.x % WARP;
+  uint32_t r[4];
+  ldmatrix_x4_trans(r, tile + (lane % 16) * stride + lane / 16 * 8);
+  b[0][0] = r[0];
+  b[0][1] = r[1];
+  b[1][0] = r[2];
+  b[1][1] = r[3];
+}
+
+// Issues copies of a ROWS x COLUMNS tile from rows of `ld` elements; rows and
+// columns beyond the valid ones (columns in whole eights) become zero.
+template <int ROWS, int COLUMNS, int STRIDE, int THREADS>
+DEVICE void copy_tile(bf16* tile, const bf16* from, size_t ld, uint32_t rows, uint32_t columns) {
+  constexpr int kPerRow = COLUMNS / 8;
+  for (int i = threadIdx.x; i < ROWS * kPerRow; i += THREADS) {
+    const uint32_t row = i / kPerRow, column = i % kPerRow * 8;
+    const bool valid = row < rows && column < columns;
+    cp_async16(tile + row * STRIDE + column, valid ? from + row * ld + column : from, valid);
+  }
+}

@@ -41,7 +41,7 @@ DEVICE void forward(const R* previous, const bf16* y, R* h, const float* weight,
       float add[8];
       load8(v, previous + base + i);
       load8(add, y + base + i);
-      for (int j = 0; j < 8; j++) v[j] = rounded<R>(v[j] + add[j]);
+      for (int j = 0; j < 8; j++) v[j] = rounded_as(h, v[j] + add[j]);
       store8(h + base + i, v);
     } else {
       load8(v, h + base + i);

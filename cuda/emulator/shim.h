@@ -11,7 +11,7 @@
 #include <utility>
 
 #define KERNEL static
-#define DEVICE static inline __attribute__((always_inline))
+#define DEVICE inline __attribute__((always_inline))
 #define LAUNCH_BOUNDS(...)
 #define __restrict__ __restrict
 #define SHARED(type, name, dims)                                                      \

@@ -1,1 +1,538 @@
 //! Launches of `cuda/lora.cu`: see [`crate::ops::lora`] for the contract.
+
+use std::sync::Arc;
+
+use anyhow::{Result, ensure};
+use bytemuck::{Pod, Zeroable};
+use half::bf16;
+
+use super::linear::CudaMatrix;
+use super::stride_grid;
+use crate::device::cuda::batch::CudaBatch;
+use crate::device::cuda::{Address, Allocation, Cuda, CudaBuf, Launch};
+use crate::device::{Ctx, Slice, SliceMut};
+use crate::episode::AdapterId;
+use crate::model::adapter::AdapterLayout;
+use crate::model::config::{Group, ModelShape, Module};
+use crate::ops::lora::{Lora, LoraCall};
+
+/// Largest rank that the kernels take.
+const MOST_RANK: usize = 256;
+/// Columns or rows of one block of a product.
+const TILE: usize = 64;
+/// Rows of one partial sum of a gradient, and most partial sums.
+const CHUNK_ROWS: usize = 512;
+const MOST_CHUNKS: usize = 16;
+
+/// `LoraFactor` of common.cuh.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+struct FactorEntry {
+    a: u64,
+    b: u64,
+    scale: f32,
+    r: u32,
+    r_padded: u32,
+    s_column: u32,
+}
+
+/// `LoraSource` of lora.cu.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+struct SourceEntry {
+    a_from: u64,
+    b_from: u64,
+    a: u64,
+    b: u64,
+    r: u32,
+    r_padded: u32,
+    inputs: u32,
+    outputs: u32,
+}
+
+/// One adapter's factors in bf16, with padded ranks.
+struct Compute {
+    /// By layer and module.
+    factors: Vec<FactorEntry>,
+    sources: CudaBuf<u32>,
+    count: usize,
+    _memory: Arc<Allocation>,
+}
+
+/// All resident adapters on the device.
+pub struct CudaAdapters {
+    shape: ModelShape,
+    computes: Vec<Option<Compute>>,
+    /// [`FactorEntry`] by layer, module and adapter.
+    table: Option<CudaBuf<u32>>,
+    /// Largest padded rank by group.
+    widest: [usize; 4],
+}
+
+impl CudaAdapters {
+    /// The table's entries of a group's first module in a layer.
+    fn factors(&self, layer: usize, group: Group) -> u64 {
+        let place = layer * Module::ALL.len() + group.modules()[0] as usize;
+        let bytes = place * self.computes.len() * size_of::<FactorEntry>();
+        self.table.as_ref().map_or(0, |t| t.ptr()) + bytes as u64
+    }
+}
+
+/// Padded ranks' columns: the width of the kernels' column blocks.
+fn columns(r_padded: usize) -> usize {
+    if r_padded <= 16 { 16 } else { 64 }
+}
+
+/// Shared memory of a product with double-buffered tiles of 64 by 64 and 64 by
+/// `n` (stored either way).
+fn tiles_bytes(n: usize) -> u32 {
+    (2 * 2 * (TILE * (TILE + 8) + (TILE * (n + 8)).max(n * (TILE + 8)))) as u32
+}
+
+/// Scratch of one factor's gradient.
+pub(crate) fn workspace_bytes(rows: usize, widest: usize, r: usize) -> usize {
+    match chunks(rows).1 {
+        1 => 0,
+        n => 4 * n * widest * r,
+    }
+}
+
+/// Rows of a chunk, and how many there are: set by the rows alone, so that a
+/// sum's order is too.
+fn chunks(rows: usize) -> (usize, usize) {
+    let each = CHUNK_ROWS.max(rows.div_ceil(MOST_CHUNKS).next_multiple_of(TILE));
+    (each, rows.div_ceil(each).max(1))
+}
+
+/// Names a layer's group for dropout; parts are added.
+fn place(layer: usize, group: Group) -> u64 {
+    (layer as u64) << 8 | (group as u64) << 4
+}
+
+/// Last columns of up to three parts.
+fn ends(parts: &[usize]) -> [usize; 3] {
+    let mut ends = [0; 3];
+    let mut sum = 0;
+    for (i, end) in ends.iter_mut().enumerate() {
+        sum += parts.get(i).unwrap_or(&0);
+        *end = sum;
+    }
+    ends
+}
+
+fn dropout_p(batch: &CudaBatch) -> f32 {
+    batch.host.dropout.as_ref().map_or(0.0, |d| d.p)
+}
+
+impl Cuda {
+    /// y += s B^T for adapted rows.
+    pub(crate) fn lora_expand(
+        &self,
+        ctx: &Ctx<Self>,
+        batch: &CudaBatch,
+        rows: usize,
+        call: &LoraCall<Self>,
+        weight: &CudaMatrix,
+        y: SliceMut<Self, bf16>,
+    ) -> Result<()> {
+        let tiles = batch.adapter_tiles(rows);
+        let widths: Vec<usize> = weight.parts.iter().map(|p| p.len()).collect();
+        let blocks: usize = widths.iter().map(|w| w.div_ceil(TILE)).sum();
+        let [end0, end1, end2] = ends(&widths);
+        self.launch(
+            ctx,
+            Launch::new("lora_expand", [tiles as u32, blocks as u32, 1], 128)
+                .shared((2 * 2 * TILE * (TILE + 8)) as u32)
+                .ptr("s", &call.s)
+                .ptr("factors", &call.adapters.factors(call.layer, call.group))
+                .u32("adapters", call.adapters.computes.len())
+                .ptr("tiles", &batch.lists.adapter_tiles)
+                .ptr("y", &y)
+                .u32("total", weight.outputs)
+                .u32("s_width", call.s_width)
+                .u32("end0", end0)
+                .u32("end1", end1)
+                .u32("end2", end2),
+        )
+    }
+
+    /// dx += ds A for adapted rows, through the dropout mask.
+    pub(crate) fn lora_expand_backward(
+        &self,
+        ctx: &Ctx<Self>,
+        batch: &CudaBatch,
+        rows: usize,
+        call: &LoraCall<Self>,
+        weight: &CudaMatrix,
+        dx: SliceMut<Self, bf16>,
+    ) -> Result<()> {
+        let tiles = batch.adapter_tiles(rows) as u32;
+        let blocks = weight.inputs.div_ceil(TILE) as u32;
+        self.launch(
+            ctx,
+            Launch::new("lora_expand_backward", [tiles, blocks, 1], 128)
+                .shared((2 * 2 * TILE * (TILE + 8)) as u32)
+                .ptr("ds", &call.s)
+                .ptr("factors", &call.adapters.factors(call.layer, call.group))
+                .u32("adapters", call.adapters.computes.len())
+                .u32("parts", call.group.modules().len())
+                .ptr("tiles", &batch.lists.adapter_tiles)
+                .ptr("dx", &dx)
+                .u32("inputs", weight.inputs)
+                .u32("s_width", call.s_width)
+                .ptr("keys", &batch.lists.dropout_keys)
+                .u64("place", place(call.layer, call.group))
+                .f32("p", dropout_p(batch)),
+        )
+    }
+}
+
+impl Lora for Cuda {
+    type Adapters = CudaAdapters;
+
+    fn new_adapters(&self, shape: &ModelShape) -> Result<CudaAdapters> {
+        Ok(CudaAdapters {
+            shape: shape.clone(),
+            computes: Vec::new(),
+            table: None,
+            widest: [0; 4],
+        })
+    }
+
+    fn sync_adapter(
+        &self,
+        ctx: &Ctx<Self>,
+        adapters: &mut CudaAdapters,
+        id: AdapterId,
+        layout: &AdapterLayout,
+        params: Slice<Self, f32>,
+    ) -> Result<()> {
+        let index = id.0 as usize;
+        if adapters.computes.len() <= index {
+            adapters.computes.resize_with(index + 1, || None);
+        }
+        if adapters.computes[index].is_none() {
+            adapters.computes[index] = Some(self.new_compute(ctx, &adapters.shape, layout)?);
+            self.rebuild_table(ctx, adapters)?;
+        }
+        let Some(compute) = &adapters.computes[index] else {
+            return Ok(());
+        };
+        self.launch(
+            ctx,
+            Launch::new("lora_sync", [16, compute.count as u32, 1], 256)
+                .ptr("params", &params)
+                .ptr("sources", &compute.sources),
+        )
+    }
+
+    fn lora_shrink(
+        &self,
+        ctx: &Ctx<Self>,
+        batch: &CudaBatch,
+        rows: usize,
+        adapters: &CudaAdapters,
+        layer: usize,
+        group: Group,
+        x: Slice<Self, bf16>,
+        s: SliceMut<Self, bf16>,
+        s_width: usize,
+    ) -> Result<()> {
+        let widest = adapters.widest[group as usize];
+        let n = columns(widest);
+        let dropout = batch.lists.dropout_keys != 0;
+        let kernel = match (n, dropout) {
+            (16, false) => "lora_shrink_16",
+            (16, true) => "lora_shrink_dropout_16",
+            (_, false) => "lora_shrink_64",
+            (_, true) => "lora_shrink_dropout_64",
+        };
+        let grid = [
+            batch.adapter_tiles(rows) as u32,
+            group.modules().len() as u32,
+            widest.div_ceil(n) as u32,
+        ];
+        let mut launch = Launch::new(kernel, grid, 128)
+            .shared(tiles_bytes(n))
+            .ptr("x", &x)
+            .ptr("factors", &adapters.factors(layer, group))
+            .u32("adapters", adapters.computes.len())
+            .ptr("tiles", &batch.lists.adapter_tiles)
+            .ptr("s", &s)
+            .u32("inputs", group.inputs(&adapters.shape))
+            .u32("s_width", s_width);
+        if dropout {
+            launch = launch
+                .ptr("keys", &batch.lists.dropout_keys)
+                .u64("place", place(layer, group))
+                .f32("p", dropout_p(batch));
+        }
+        self.launch(ctx, launch)
+    }
+
+    fn lora_shrink_backward(
+        &self,
+        ctx: &Ctx<Self>,
+        batch: &CudaBatch,
+        rows: usize,
+        adapters: &CudaAdapters,
+        layer: usize,
+        group: Group,
+        dy: Slice<Self, bf16>,
+        ds: SliceMut<Self, bf16>,
+        s_width: usize,
+    ) -> Result<()> {
+        let widest = adapters.widest[group as usize];
+        let n = columns(widest);
+        let widths = group.outputs(&adapters.shape);
+        let [end0, end1, end2] = ends(&widths);
+        let kernel = match n {
+            16 => "lora_shrink_backward_16",
+            _ => "lora_shrink_backward_64",
+        };
+        let grid = [
+            batch.adapter_tiles(rows) as u32,
+            widths.len() as u32,
+            widest.div_ceil(n) as u32,
+        ];
+        self.launch(
+            ctx,
+            Launch::new(kernel, grid, 128)
+                .shared(tiles_bytes(n))
+                .ptr("dy", &dy)
+                .ptr("factors", &adapters.factors(layer, group))
+                .u32("adapters", adapters.computes.len())
+                .ptr("tiles", &batch.lists.adapter_tiles)
+                .ptr("ds", &ds)
+                .u32("total", widths.iter().sum())
+                .u32("s_width", s_width)
+                .u32("end0", end0)
+                .u32("end1", end1)
+                .u32("end2", end2),
+        )
+    }
+
+    fn lora_gradients(
+        &self,
+        ctx: &Ctx<Self>,
+        batch: &CudaBatch,
+        rows: usize,
+        layout: &AdapterLayout,
+        layer: usize,
+        group: Group,
+        x: Slice<Self, bf16>,
+        s: Slice<Self, bf16>,
+        dy: Slice<Self, bf16>,
+        ds: Slice<Self, bf16>,
+        s_width: usize,
+        grads: SliceMut<Self, f32>,
+    ) -> Result<()> {
+        if rows == 0 {
+            return Ok(());
+        }
+        let widths = group.outputs(layout.shape());
+        let total: usize = widths.iter().sum();
+        let inputs = group.inputs(layout.shape());
+        let (mut offset, mut first) = (0u64, 0u64);
+        for (part, &module) in group.modules().iter().enumerate() {
+            if let Some(f) = layout.factor(layer, module) {
+                let a = Gradient {
+                    wide: x.address(),
+                    wide_ld: inputs,
+                    width: inputs,
+                    narrow: ds.address() + 2 * offset,
+                    r: f.r,
+                    grad: grads.address() + 4 * f.a as u64,
+                    transposed: true,
+                    place: Some(place(layer, group) + part as u64),
+                };
+                let b = Gradient {
+                    wide: dy.address() + 2 * first,
+                    wide_ld: total,
+                    width: widths[part],
+                    narrow: s.address() + 2 * offset,
+                    grad: grads.address() + 4 * f.b as u64,
+                    transposed: false,
+                    place: None,
+                    ..a
+                };
+                self.lora_gradient(ctx, batch, rows, s_width, &a)?;
+                self.lora_gradient(ctx, batch, rows, s_width, &b)?;
+                offset += f.r.next_multiple_of(16) as u64;
+            }
+            first += widths[part] as u64;
+        }
+        Ok(())
+    }
+}
+
+/// One factor's gradient: wide^T narrow, summed over rows.
+#[derive(Clone, Copy)]
+struct Gradient {
+    wide: u64,
+    wide_ld: usize,
+    width: usize,
+    narrow: u64,
+    r: usize,
+    grad: u64,
+    /// Stored `[r, width]` (A), else `[width, r]` (B).
+    transposed: bool,
+    /// Where dropout falls on the wide operand.
+    place: Option<u64>,
+}
+
+impl Cuda {
+    fn lora_gradient(
+        &self,
+        ctx: &Ctx<Self>,
+        batch: &CudaBatch,
+        rows: usize,
+        s_width: usize,
+        g: &Gradient,
+    ) -> Result<()> {
+        let r_padded = g.r.next_multiple_of(16);
+        let n = columns(r_padded);
+        let (chunk_rows, chunks) = chunks(rows);
+        let partial = match chunks {
+            1 => 0,
+            _ => self.workspace(ctx, workspace_bytes(rows, g.width, g.r))?,
+        };
+        let kernel = match n {
+            16 => "lora_gradient_16",
+            _ => "lora_gradient_64",
+        };
+        let grid = [
+            g.width.div_ceil(TILE) as u32,
+            chunks as u32,
+            r_padded.div_ceil(n) as u32,
+        ];
+        self.launch(
+            ctx,
+            Launch::new(kernel, grid, 128)
+                .shared(tiles_bytes(n))
+                .ptr("wide", &g.wide)
+                .u32("wide_ld", g.wide_ld)
+                .u32("width", g.width)
+                .ptr("narrow", &g.narrow)
+                .u32("narrow_ld", s_width)
+                .u32("r", g.r)
+                .u32("r_padded", r_padded)
+                .ptr("grad", &g.grad)
+                .ptr("partial", &partial)
+                .u32("transposed", usize::from(g.transposed))
+                .u32("rows", rows)
+                .u32("chunk_rows", chunk_rows)
+                .maybe("keys", g.place.map(|_| batch.lists.dropout_keys))
+                .u64("place", g.place.unwrap_or(0))
+                .f32("p", dropout_p(batch)),
+        )?;
+        if chunks == 1 {
+            return Ok(());
+        }
+        let elements = g.width * g.r;
+        self.launch(
+            ctx,
+            Launch::new("lora_gradient_sum", stride_grid(self, elements, 256), 256)
+                .ptr("partial", &partial)
+                .ptr("grad", &g.grad)
+                .u64("n", elements as u64)
+                .u32("chunks", chunks),
+        )
+    }
+
+    /// Room for an adapter's compute form, and the map from its master copy.
+    fn new_compute(
+        &self,
+        ctx: &Ctx<Self>,
+        shape: &ModelShape,
+        layout: &AdapterLayout,
+    ) -> Result<Compute> {
+        let mut elements = 0;
+        for (layer, module, f) in layout.factors() {
+            ensure!(
+                f.r <= MOST_RANK,
+                "rank {} for layer {layer} {}: the CUDA kernels take ranks up to {MOST_RANK}",
+                f.r,
+                module.name()
+            );
+            elements += f.r.next_multiple_of(16) * (f.inputs + f.outputs);
+        }
+        let memory = self.alloc_raw::<bf16>(elements)?.memory;
+        let mut factors = vec![FactorEntry::zeroed(); shape.num_layers * Module::ALL.len()];
+        let mut sources = Vec::new();
+        let mut at = memory.ptr;
+        let mut columns = [0u32; 4];
+        let mut current = usize::MAX;
+        for (layer, module, f) in layout.factors() {
+            if layer != current {
+                (current, columns) = (layer, [0; 4]);
+            }
+            let r_padded = f.r.next_multiple_of(16) as u32;
+            let a = at;
+            let b = a + 2 * (r_padded as usize * f.inputs) as u64;
+            at = b + 2 * (r_padded as usize * f.outputs) as u64;
+            let column = &mut columns[module.group() as usize];
+            factors[layer * Module::ALL.len() + module as usize] = FactorEntry {
+                a,
+                b,
+                scale: f.scale,
+                r: f.r as u32,
+                r_padded,
+                s_column: *column,
+            };
+            *column += r_padded;
+            sources.push(SourceEntry {
+                a_from: f.a as u64,
+                b_from: f.b as u64,
+                a,
+                b,
+                r: f.r as u32,
+                r_padded,
+                inputs: f.inputs as u32,
+                outputs: f.outputs as u32,
+            });
+        }
+        Ok(Compute {
+            factors,
+            count: sources.len(),
+            sources: self.upload_words(ctx, bytemuck::cast_slice(&sources))?,
+            _memory: memory,
+        })
+    }
+
+    fn upload_words(&self, ctx: &Ctx<Self>, words: &[u32]) -> Result<CudaBuf<u32>> {
+        let buf = self.alloc_raw::<u32>(words.len())?;
+        self.driver
+            .upload(ctx.stream.id, buf.ptr(), bytemuck::cast_slice(words))?;
+        Ok(buf)
+    }
+
+    /// The table that kernels find factors in, for all adapters.
+    fn rebuild_table(&self, ctx: &Ctx<Self>, adapters: &mut CudaAdapters) -> Result<()> {
+        let places = adapters.shape.num_layers * Module::ALL.len();
+        let mut table = Vec::with_capacity(places * adapters.computes.len());
+        for place in 0..places {
+            for compute in &adapters.computes {
+                table.push(match compute {
+                    Some(c) => c.factors[place],
+                    None => FactorEntry::zeroed(),
+                });
+            }
+        }
+        for group in Group::ALL {
+            let widest = adapters
+                .computes
+                .iter()
+                .flatten()
+                .flat_map(|c| c.factors.iter().enumerate())
+                .filter(|(i, _)| Module::ALL[i % Module::ALL.len()].group() == group)
+                .map(|(_, f)| f.r_padded as usize)
+                .max();
+            adapters.widest[group as usize] = widest.unwrap_or(0);
+        }
+        // Launches under way may still read the old table.
+        self.driver.synchronize(ctx.stream.id)?;
+        adapters.table = Some(self.upload_words(ctx, bytemuck::cast_slice(&table))?);
+        Ok(())
+    }
+}

@@ -23,13 +23,17 @@ impl Residual for Cuda {
         let kernel = by_type::<R>("residual_norms_bf16", "residual_norms_f32")?;
         self.launch(
             ctx,
-            Launch::new(kernel, [pairs.div_ceil(PAIRS) as u32, 1, 1], 32 * PAIRS as u32)
-                .ptr("h", &h)
-                .ptr("on", &batch.lists.residual_on)
-                .ptr("off", &batch.lists.residual_off)
-                .ptr("norms", &norms)
-                .u32("pairs", pairs)
-                .u32("hidden", hidden),
+            Launch::new(
+                kernel,
+                [pairs.div_ceil(PAIRS) as u32, 1, 1],
+                32 * PAIRS as u32,
+            )
+            .ptr("h", &h)
+            .ptr("on", &batch.lists.residual_on)
+            .ptr("off", &batch.lists.residual_off)
+            .ptr("norms", &norms)
+            .u32("pairs", pairs)
+            .u32("hidden", hidden),
         )
     }
 }

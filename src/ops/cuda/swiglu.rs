@@ -19,11 +19,15 @@ impl SwiGlu for Cuda {
     ) -> Result<()> {
         self.launch(
             ctx,
-            Launch::new("swiglu_forward", stride_grid(self, rows * (width / 8), 256), 256)
-                .ptr("gate_up", &gate_up)
-                .ptr("act", &act)
-                .u32("rows", rows)
-                .u32("width", width),
+            Launch::new(
+                "swiglu_forward",
+                stride_grid(self, rows * (width / 8), 256),
+                256,
+            )
+            .ptr("gate_up", &gate_up)
+            .ptr("act", &act)
+            .u32("rows", rows)
+            .u32("width", width),
         )
     }
 
@@ -38,12 +42,16 @@ impl SwiGlu for Cuda {
     ) -> Result<()> {
         self.launch(
             ctx,
-            Launch::new("swiglu_backward", stride_grid(self, rows * (width / 8), 256), 256)
-                .ptr("gate_up", &gate_up)
-                .ptr("d_act", &d_act)
-                .ptr("d_gate_up", &d_gate_up)
-                .u32("rows", rows)
-                .u32("width", width),
+            Launch::new(
+                "swiglu_backward",
+                stride_grid(self, rows * (width / 8), 256),
+                256,
+            )
+            .ptr("gate_up", &gate_up)
+            .ptr("d_act", &d_act)
+            .ptr("d_gate_up", &d_gate_up)
+            .u32("rows", rows)
+            .u32("width", width),
         )
     }
 }
