@@ -99,6 +99,7 @@ pub trait HalfLayers: Ops {
 }
 
 impl<A: Float> HalfLayers for crate::device::cpu::Cpu<A> {}
+impl HalfLayers for crate::device::cuda::Cuda {}
 
 /// Gradients of one adapter, accumulated in place.
 pub struct GradientArena<'a, D: Ops> {
