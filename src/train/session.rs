@@ -9,6 +9,9 @@ use half::bf16;
 use crate::config::{ComputeDtype, Config, UsageError};
 use crate::device::Float;
 use crate::device::cpu::Cpu;
+use crate::device::cuda::Cuda;
+#[cfg(feature = "emulator")]
+use crate::device::cuda::emulator::EmulatorSettings;
 use crate::episode::AdapterId;
 use crate::model::adapter::AdapterLayout;
 use crate::model::buffers::KvCache;
@@ -30,23 +33,48 @@ pub trait OnDevice {
 }
 
 /// Pick the device of `train.device` and the activations of
-/// `model.compute_dtype`, and do the work there.
+/// `model.compute_dtype`, and do the work there. `auto` is the GPU where there
+/// is one that this build has kernels for, unless f32 is asked for.
 pub fn on_device<T: OnDevice>(config: &Config, work: T) -> Result<T::Output> {
-    match config.train.device.as_str() {
-        "auto" | "cpu" => match config.model.compute_dtype {
-            None | Some(ComputeDtype::F32) => work.run(Cpu::<f32>::new()),
-            Some(ComputeDtype::Bf16) => work.run(Cpu::<bf16>::new()),
+    let dtype = config.model.compute_dtype;
+    let device = config.train.device.as_str();
+    match device {
+        "auto" if dtype != Some(ComputeDtype::F32) => match Cuda::gpu(0) {
+            Ok(gpu) => work.run(gpu),
+            Err(_) => on_cpu(dtype, work),
         },
-        "cuda" | "emulator" => Err(UsageError::new(format!(
-            "train.device = \"{}\": this version runs on the CPU only; use --device cpu",
-            config.train.device
+        "auto" | "cpu" => on_cpu(dtype, work),
+        "cuda" | "emulator" if dtype == Some(ComputeDtype::F32) => Err(UsageError::new(format!(
+            "model.compute_dtype = \"f32\": the device {device} computes in bf16; leave it out, or use --device cpu"
         ))
         .into()),
+        "cuda" => work.run(Cuda::gpu(0)?),
+        "emulator" => on_emulator(work),
         other => Err(UsageError::new(format!(
             "train.device = \"{other}\": it must be auto, cpu, cuda or emulator"
         ))
         .into()),
     }
+}
+
+fn on_cpu<T: OnDevice>(dtype: Option<ComputeDtype>, work: T) -> Result<T::Output> {
+    match dtype {
+        None | Some(ComputeDtype::F32) => work.run(Cpu::<f32>::new()),
+        Some(ComputeDtype::Bf16) => work.run(Cpu::<bf16>::new()),
+    }
+}
+
+#[cfg(feature = "emulator")]
+fn on_emulator<T: OnDevice>(work: T) -> Result<T::Output> {
+    work.run(Cuda::emulator(EmulatorSettings::default())?)
+}
+
+#[cfg(not(feature = "emulator"))]
+fn on_emulator<T: OnDevice>(_: T) -> Result<T::Output> {
+    Err(UsageError::new(
+        "train.device = \"emulator\": this build has none; build with --features emulator (it needs g++)",
+    )
+    .into())
 }
 
 /// The folder of the configured model; empty means the bundled demo.
