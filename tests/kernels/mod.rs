@@ -26,6 +26,8 @@ use arca::device::cpu::Cpu;
 use arca::device::cuda::Cuda;
 use arca::device::{BatchCapacity, Ctx, Device, Element, Float, Slice, SliceMut};
 use arca::model::batch::Batch;
+use arca::model::config::ModelShape;
+use arca::ops::linear::{WeightDtype, WeightView};
 use arca::rng::Stream;
 use half::bf16;
 
@@ -220,6 +222,37 @@ pub fn random(n: usize, seed: u64) -> Vec<f32> {
     (0..n)
         .map(|_| bf16::from_f32(2.0 * stream.unit() - 1.0).to_f32())
         .collect()
+}
+
+/// A shape of which only attention's sizes matter.
+pub fn shape(head_dim: usize, heads: usize, kv_heads: usize) -> ModelShape {
+    ModelShape {
+        head_dim,
+        num_heads: heads,
+        num_kv_heads: kv_heads,
+        ..crate::common::small_shape(false)
+    }
+}
+
+/// A mapped bf16 weight `[rows, cols]` of `random(rows * cols, seed)`.
+pub fn weight(rows: usize, cols: usize, seed: u64) -> WeightView {
+    weight_of(&random(rows * cols, seed), rows, cols)
+}
+
+/// A mapped bf16 weight of these values.
+pub fn weight_of(values: &[f32], rows: usize, cols: usize) -> WeightView {
+    assert_eq!(values.len(), rows * cols);
+    let mut map = memmap2::MmapMut::map_anon(2 * values.len()).unwrap();
+    for (to, x) in map.chunks_exact_mut(2).zip(values) {
+        to.copy_from_slice(&bf16::from_f32(*x).to_le_bytes());
+    }
+    WeightView {
+        map: std::sync::Arc::new(map.make_read_only().unwrap()),
+        bytes: 0..2 * values.len(),
+        dtype: WeightDtype::Bf16,
+        rows,
+        cols,
+    }
 }
 
 /// How far results are from the reference's.
