@@ -38,6 +38,7 @@ struct Thread {
   ThreadView view;
   Block* block;
   void* stack_pointer;
+  const unsigned char* stack_top;
   uint32_t id;
   State state;
   // Of the barrier or collective it waits at.

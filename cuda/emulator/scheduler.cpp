@@ -127,7 +127,8 @@ void fiber_main() {
 }
 
 void prepare(Thread& t) {
-  uintptr_t top = reinterpret_cast<uintptr_t>(stacks.top(t.id)) & ~uintptr_t(15);
+  t.stack_top = stacks.top(t.id);
+  uintptr_t top = reinterpret_cast<uintptr_t>(t.stack_top) & ~uintptr_t(15);
 #if defined(__x86_64__)
   void** sp = reinterpret_cast<void**>(top);
   *--sp = nullptr;  // a return address nobody takes: alignment as after a call

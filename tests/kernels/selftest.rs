@@ -101,7 +101,8 @@ fn planted_faults_are_named() {
             .map(|f| (reduce as Run, f))
             .chain(copies.iter().map(|f| (product as Run, f)));
         for (run, (bug, words)) in all {
-            let error = run(&on, *bug).expect_err("a fault must be reported");
+            let error =
+                run(&on, *bug).expect_err(&format!("seed {seed}: fault {bug} must be reported"));
             assert!(
                 words.split('|').any(|w| error.contains(w)),
                 "seed {seed} bug {bug}: {error}"
