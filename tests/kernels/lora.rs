@@ -1,1 +1,338 @@
-//! Guards the kernels of `cuda/lora.cu`.
+//! Guards the kernels of `cuda/lora.cu`: several adapters of different ranks
+//! and modules in one batch with base rows between, every rank of the contract,
+//! dropout, gradients over one and several chunks of rows.
+
+use arca::episode::AdapterId;
+use arca::model::adapter::{AdapterLayout, LoraSettings, Target};
+use arca::model::batch::{Batch, Dropout};
+use arca::model::config::{Group, ModelShape, Module};
+use arca::ops::linear::Linear;
+use arca::ops::lora::LoraCall;
+use arca::rng::mix;
+
+use super::{On, assert_close, random, references, test_device, weight};
+
+test_device!(several_adapters);
+test_device!(ranks);
+test_device!(gradients_over_chunks);
+
+fn model(hidden: usize, intermediate: usize) -> ModelShape {
+    ModelShape {
+        hidden_size: hidden,
+        intermediate_size: intermediate,
+        head_dim: 64,
+        num_heads: 2,
+        num_kv_heads: 1,
+        ..crate::common::small_shape(false)
+    }
+}
+
+fn layout(shape: &ModelShape, targets: &[(usize, Module, usize)]) -> AdapterLayout {
+    let settings = LoraSettings {
+        r: 8,
+        alpha: 16.0,
+        dropout: 0.0,
+        use_rslora: false,
+        targets: targets
+            .iter()
+            .map(|&(layer, module, r)| Target {
+                layer,
+                module,
+                r,
+                alpha: 2.0 * r as f32,
+            })
+            .collect(),
+    };
+    AdapterLayout::new(shape, settings).unwrap()
+}
+
+struct Bed<'a, D: Linear> {
+    on: &'a On<D>,
+    shape: &'a ModelShape,
+    layouts: &'a [AdapterLayout],
+    adapters: D::Adapters,
+    batch: D::Batch,
+    rows: usize,
+    group: Group,
+}
+
+/// What a pass through one group gives: s, y, ds, dx.
+type Pass = [Vec<f32>; 4];
+
+impl<'a, D: Linear> Bed<'a, D> {
+    fn new(
+        on: &'a On<D>,
+        shape: &'a ModelShape,
+        layouts: &'a [AdapterLayout],
+        batch: &Batch,
+        group: Group,
+    ) -> Self {
+        let mut adapters = on.device.new_adapters(shape).unwrap();
+        for (i, layout) in layouts.iter().enumerate() {
+            let id = AdapterId(i as u32);
+            // Twice: the second must replace the first.
+            for seed in [90, i as u64 + 20] {
+                let params = on.float::<f32>(&random(layout.len(), seed));
+                on.device
+                    .sync_adapter(&on.ctx(), &mut adapters, id, layout, params.slice())
+                    .unwrap();
+            }
+        }
+        Bed {
+            on,
+            shape,
+            layouts,
+            adapters,
+            batch: on.batch(batch),
+            rows: batch.rows(),
+            group,
+        }
+    }
+
+    fn s_width(&self) -> usize {
+        let widths = self.layouts.iter().map(|l| l.s_width(self.group));
+        widths.max().unwrap_or(0)
+    }
+
+    fn call<'b>(&'b self, s: &'b super::Tensor<D, D::Act>) -> LoraCall<'b, D> {
+        LoraCall {
+            adapters: &self.adapters,
+            layer: 1,
+            group: self.group,
+            s: s.slice(),
+            s_width: self.s_width(),
+        }
+    }
+
+    fn pass(&self) -> Pass {
+        let (on, rows, group, s_width) = (self.on, self.rows, self.group, self.s_width());
+        let inputs = group.inputs(self.shape);
+        let parts = group.outputs(self.shape);
+        let outputs: usize = parts.iter().sum();
+        let views: Vec<_> = parts
+            .iter()
+            .enumerate()
+            .map(|(i, &n)| weight(n, inputs, 40 + i as u64))
+            .collect();
+        let matrix = on.device.load_matrix(&views, None, true).unwrap();
+        let x = on.act(&random(rows * inputs, 1));
+        let dy = on.act(&random(rows * outputs, 2));
+        // Base rows' s is never written: zero, so that results compare.
+        let mut s = on.act(&vec![0.0; rows * s_width]);
+        let mut ds = on.act(&vec![0.0; rows * s_width]);
+        let mut y = on.dirty::<D::Act>(rows * outputs);
+        let mut dx = on.dirty::<D::Act>(rows * inputs);
+        let (ctx, d) = (&on.ctx(), &on.device);
+        let (batch, adapters) = (&self.batch, &self.adapters);
+        d.lora_shrink(
+            ctx,
+            batch,
+            rows,
+            adapters,
+            1,
+            group,
+            x.slice(),
+            s.slice_mut(),
+            s_width,
+        )
+        .unwrap();
+        d.linear_forward(
+            ctx,
+            batch,
+            rows,
+            &matrix,
+            x.slice(),
+            Some(self.call(&s)),
+            y.slice_mut(),
+        )
+        .unwrap();
+        d.lora_shrink_backward(
+            ctx,
+            batch,
+            rows,
+            adapters,
+            1,
+            group,
+            dy.slice(),
+            ds.slice_mut(),
+            s_width,
+        )
+        .unwrap();
+        d.linear_backward(
+            ctx,
+            batch,
+            rows,
+            &matrix,
+            dy.slice(),
+            Some(self.call(&ds)),
+            dx.slice_mut(),
+        )
+        .unwrap();
+        [on.get(&s), on.get(&y), on.get(&ds), on.get(&dx)]
+    }
+
+    /// Gradients of the first adapter, added to what is there.
+    fn gradients(&self) -> Vec<f32> {
+        let (on, rows, group, s_width) = (self.on, self.rows, self.group, self.s_width());
+        let inputs = group.inputs(self.shape);
+        let outputs: usize = group.outputs(self.shape).iter().sum();
+        let x = on.act(&random(rows * inputs, 1));
+        let dy = on.act(&random(rows * outputs, 2));
+        let s = on.act(&random(rows * s_width, 3));
+        let ds = on.act(&random(rows * s_width, 4));
+        let layout = &self.layouts[0];
+        let mut grads = on.float::<f32>(&random(layout.len(), 5));
+        on.device
+            .lora_gradients(
+                &on.ctx(),
+                &self.batch,
+                rows,
+                layout,
+                1,
+                group,
+                x.slice(),
+                s.slice(),
+                dy.slice(),
+                ds.slice(),
+                s_width,
+                grads.slice_mut(),
+            )
+            .unwrap();
+        on.get(&grads)
+    }
+}
+
+fn dropout(batch: &mut Batch) {
+    batch.dropout = Some(Dropout {
+        p: 0.3,
+        row_keys: (0..batch.rows()).map(|i| mix(i as u64 / 3)).collect(),
+    });
+}
+
+/// Runs `f` on the device and on both references, and compares piece by piece.
+fn compare<D: Linear>(
+    on: &On<D>,
+    what: &str,
+    shape: &ModelShape,
+    layouts: &[AdapterLayout],
+    batch: &Batch,
+    group: Group,
+) {
+    let (exact, plain) = references();
+    let got = Bed::new(on, shape, layouts, batch, group).pass();
+    let plain = Bed::new(&plain, shape, layouts, batch, group).pass();
+    let want = Bed::new(&exact, shape, layouts, batch, group).pass();
+    for (i, name) in ["s", "y", "ds", "dx"].iter().enumerate() {
+        // Factors are rounded to bf16 on the device, and y and dx once more
+        // after the base product: the scale of both is an ulp of the values.
+        let size = want[i].iter().map(|x| x.abs() as f64).sum::<f64>() / want[i].len() as f64;
+        let floor = size / 256.0;
+        assert_close(
+            &format!("{name}, {what}"),
+            &got[i],
+            &plain[i],
+            &want[i],
+            floor,
+        );
+    }
+}
+
+fn several_adapters<D: Linear>(on: &On<D>) {
+    let shape = model(80, 48);
+    let layouts = [
+        layout(
+            &shape,
+            &[
+                (1, Module::Q, 4),
+                (1, Module::V, 20),
+                (1, Module::O, 3),
+                (0, Module::Up, 8),
+                (1, Module::Gate, 2),
+            ],
+        ),
+        layout(
+            &shape,
+            &[
+                (1, Module::K, 40),
+                (1, Module::Gate, 8),
+                (1, Module::Up, 16),
+                (1, Module::Down, 5),
+            ],
+        ),
+    ];
+    let mut batch = Batch::default();
+    for (rows, adapter) in [
+        (1, Some(0)),
+        (65, Some(1)),
+        (3, None),
+        (7, Some(0)),
+        (2, None),
+    ] {
+        batch.push_segment(&vec![0; rows], &[], adapter.map(AdapterId));
+    }
+    for group in Group::ALL {
+        compare(on, &format!("{group:?}"), &shape, &layouts, &batch, group);
+        let mut dropped = batch.clone();
+        dropout(&mut dropped);
+        compare(
+            on,
+            &format!("{group:?}, dropout"),
+            &shape,
+            &layouts,
+            &dropped,
+            group,
+        );
+    }
+}
+
+fn ranks<D: Linear>(on: &On<D>) {
+    let shape = model(144, 32);
+    for (r, rows) in [(1, 1), (4, 63), (8, 64), (16, 65), (64, 5), (128, 33)] {
+        let layouts = [layout(
+            &shape,
+            &[(1, Module::Q, r), (1, Module::K, r), (1, Module::V, r)],
+        )];
+        let mut batch = Batch::default();
+        batch.push_segment(&vec![0; rows], &[], Some(AdapterId(0)));
+        compare(
+            on,
+            &format!("r {r}, {rows} rows"),
+            &shape,
+            &layouts,
+            &batch,
+            Group::Qkv,
+        );
+    }
+}
+
+fn gradients_over_chunks<D: Linear>(on: &On<D>) {
+    let (exact, plain) = references();
+    let shape = model(80, 32);
+    for (rows, r, masked) in [
+        (1, 1, false),
+        (65, 4, true),
+        (130, 128, false),
+        (1100, 16, true),
+    ] {
+        let targets = [
+            (1, Module::Q, r),
+            (1, Module::V, r.min(20)),
+            (0, Module::Q, 2),
+        ];
+        let layouts = [layout(&shape, &targets)];
+        let mut batch = Batch::default();
+        batch.push_segment(&vec![0; rows], &[], Some(AdapterId(0)));
+        batch.saved_rows = rows;
+        if masked {
+            dropout(&mut batch);
+        }
+        let bed = Bed::new(on, &shape, &layouts, &batch, Group::Qkv);
+        let got = bed.gradients();
+        assert_eq!(got, bed.gradients(), "two runs");
+        let plain = Bed::new(&plain, &shape, &layouts, &batch, Group::Qkv).gradients();
+        let want = Bed::new(&exact, &shape, &layouts, &batch, Group::Qkv).gradients();
+        // Sums in f32 over up to 1100 rows, and with dropout x rounded to bf16.
+        let floor = 1e-5 + if masked { 1e-3 } else { 0.0 };
+        assert_close(&format!("{rows} rows, r {r}"), &got, &plain, &want, floor);
+    }
+}
