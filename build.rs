@@ -204,8 +204,9 @@ fn fatbins(sources: &[PathBuf], out: &Path) {
         );
     }
     let archs = archs();
+    let mut images = String::new();
     let mut table = String::from(
-        "/// Kernel files by stem, as fatbins.\npub static FATBINS: &[(&str, &[u8])] = &[\n",
+        "/// Kernel files by stem, as fatbins.\nstatic FATBINS: &[(&str, &[u8])] = &[\n",
     );
     if let Some(nvcc) = &nvcc {
         let version = Command::new(nvcc)
@@ -251,21 +252,23 @@ fn fatbins(sources: &[PathBuf], out: &Path) {
             .collect();
         let logs = run_all("compiling the CUDA kernels", &steps);
         for (step, source) in steps.iter().zip(sources) {
+            let (name, path) = (stem(source), step.output.display().to_string());
+            let bytes = fs::metadata(&step.output).map_or(0, |m| m.len());
+            let upper = name.to_uppercase();
             let _ = writeln!(
-                table,
-                "    ({:?}, include_bytes!({:?})),",
-                stem(source),
-                step.output.display().to_string()
+                images,
+                "static {upper}: Aligned<[u8; {bytes}]> = Aligned(*include_bytes!({path:?}));"
             );
+            let _ = writeln!(table, "    ({name:?}, &{upper}.0),");
         }
         report(sources, &logs, out);
     }
     let _ = writeln!(
         table,
-        "];\n/// What they were compiled for.\npub const ARCHS: &str = {:?};",
+        "];\n/// What they were compiled for.\nconst ARCHS: &str = {:?};",
         archs.join(", ")
     );
-    fs::write(out.join("fatbins.rs"), table).expect("OUT_DIR can be written");
+    fs::write(out.join("fatbins.rs"), images + &table).expect("OUT_DIR can be written");
 }
 
 /// ptxas's figures by kernel, in a file; spills in hot kernels as warnings.

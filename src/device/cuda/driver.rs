@@ -20,7 +20,7 @@ pub struct DeviceInfo {
 pub struct EventId(pub u64);
 
 /// A stream of work in launch order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct StreamId(pub u64);
 
 impl StreamId {

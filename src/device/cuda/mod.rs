@@ -2,6 +2,7 @@
 //! through cuBLASLt; on a GPU, or in the emulator.
 
 pub mod batch;
+mod cublaslt;
 pub mod driver;
 #[cfg(feature = "emulator")]
 pub mod emulator;
