@@ -392,6 +392,8 @@ DEVICE void backward_kv(const bf16* qk, const bf16* qkv, const bf16* d_out, cons
   store_rows<D>(d_qkv + size_t(tile.row) * w.qkv() + w.qk() + kv * D, w.qkv(), tile.rows, dv, 1.0f, 1.0f);
 }
 
+// The keys' backward may have all the registers it wants: ptxas otherwise trades
+// a few spills for a second block.
 #define ATTENTION(D)                                                                                              \
   KERNEL void LAUNCH_BOUNDS(128) attention_forward_##D(                                                           \
       const bf16* qk, const bf16* qkv, const AttentionTile* tiles, const Segment* segments,                       \
@@ -417,7 +419,7 @@ DEVICE void backward_kv(const bf16* qk, const bf16* qkv, const bf16* d_out, cons
     backward_q<D>(qk, qkv, d_out, lse, deltas, tiles, segments, ranges, d_qk, heads, kv_heads);                   \
   }                                                                                                               \
   KERNEL_EXPORT(attention_backward_q_##D)                                                                         \
-  KERNEL void LAUNCH_BOUNDS(128) attention_backward_kv_##D(                                                       \
+  KERNEL void LAUNCH_BOUNDS(128, 1) attention_backward_kv_##D(                                                       \
       const bf16* qk, const bf16* qkv, const bf16* d_out, const float* lse, const float* deltas,                  \
       const AttentionTile* tiles, const Segment* segments, const ContextUser* users, bf16* d_qk, bf16* d_qkv,     \
       uint32_t heads, uint32_t kv_heads) {                                                                        \

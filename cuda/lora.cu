@@ -391,9 +391,10 @@ DEVICE void gradient(const bf16* wide, size_t wide_ld, uint32_t width, const bf1
 
 // Grid (tiles of 64 columns of `wide`, chunks of rows, blocks of N columns).
 // The gradient of one factor: `transposed` for A [r, width], else B [width, r].
-// With several chunks, chunk c's share is partial + c * width * r.
+// With several chunks, chunk c's share is partial + c * width * r. (One block is
+// asked for because ptxas otherwise spills for the sake of more.)
 #define LORA_GRADIENT(N)                                                                                        \
-  KERNEL void LAUNCH_BOUNDS(128) lora_gradient_##N(                                                             \
+  KERNEL void LAUNCH_BOUNDS(128, 1) lora_gradient_##N(                                                             \
       const bf16* wide, uint32_t wide_ld, uint32_t width, const bf16* narrow, uint32_t narrow_ld, uint32_t r,   \
       uint32_t r_padded, float* grad, float* partial, uint32_t transposed, uint32_t rows, uint32_t chunk_rows,  \
       const uint64_t* keys, uint64_t place, float p) {                                                          \

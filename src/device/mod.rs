@@ -11,6 +11,7 @@ use anyhow::Result;
 use half::bf16;
 
 use crate::model::batch::Batch;
+use crate::model::config::ModelShape;
 
 /// Plain data that may lie in a device buffer.
 pub trait Element: bytemuck::Pod + Default + Send + Sync {}
@@ -69,6 +70,13 @@ pub trait Device: Send + Sync + Sized + 'static {
     type Batch: Send + Sync;
 
     fn name(&self) -> String;
+    /// Whether this device can run a model of these sizes.
+    ///
+    /// # Errors
+    /// Names the size that it cannot take.
+    fn check_shape(&self, _: &ModelShape) -> Result<()> {
+        Ok(())
+    }
     fn new_stream(&self) -> Result<Self::Stream>;
     /// Zero-filled.
     fn alloc<T: Element>(&self, len: usize) -> Result<Self::Buf<T>>;

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 
 use crate::device::Ctx;
 use crate::model::config::{Group, ModelShape, Module};
@@ -52,6 +52,9 @@ impl<D: Ops> Model<D> {
             dir.display(),
             shape.max_position_embeddings
         );
+        device
+            .check_shape(&shape)
+            .with_context(|| format!("{} cannot run on {}", dir.display(), device.name()))?;
         let checkpoint = Checkpoint::open(dir)?;
         let mut bytes = 0u64;
         let vector = |name: &str, n: usize| -> Result<D::Buf<f32>> {

@@ -441,6 +441,11 @@ pub fn model_tensors(shape: &ModelShape) -> Vec<(String, Vec<usize>)> {
 
 /// Write a model folder with random weights of a healthy size.
 pub fn write_model(dir: &Path, shape: &ModelShape, seed: u64) {
+    write_model_of(dir, shape, seed, |x| x);
+}
+
+/// The same with every weight through `round`.
+fn write_model_of(dir: &Path, shape: &ModelShape, seed: u64, round: fn(f32) -> f32) {
     std::fs::create_dir_all(dir).unwrap();
     std::fs::write(dir.join("config.json"), config_json(shape).to_string()).unwrap();
     let tensors: Vec<(String, Vec<usize>)> = model_tensors(shape);
@@ -457,7 +462,7 @@ pub fn write_model(dir: &Path, shape: &ModelShape, seed: u64) {
                 _ => (0.0, 0.5),
             };
             let data = (0..n)
-                .map(|_| middle + size * (2.0 * stream.unit() - 1.0))
+                .map(|_| round(middle + size * (2.0 * stream.unit() - 1.0)))
                 .collect();
             (name, Tensor { shape, data })
         })
@@ -511,6 +516,14 @@ impl SmallModel {
     pub fn new(shape: ModelShape, seed: u64) -> SmallModel {
         let dir = tempfile::tempdir().unwrap();
         write_model(dir.path(), &shape, seed);
+        SmallModel { dir, shape }
+    }
+
+    /// With weights that bf16 holds exactly.
+    pub fn in_bf16(shape: ModelShape, seed: u64) -> SmallModel {
+        let dir = tempfile::tempdir().unwrap();
+        let round = |x| Float::to_f32(<half::bf16 as Float>::from_f32(x));
+        write_model_of(dir.path(), &shape, seed, round);
         SmallModel { dir, shape }
     }
 

@@ -13,6 +13,7 @@ mod embedding;
 mod linear;
 mod logprob;
 mod lora;
+mod model;
 mod qknorm_rope;
 mod residual;
 mod rmsnorm;

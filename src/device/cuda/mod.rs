@@ -17,26 +17,32 @@ use std::sync::{Arc, Mutex, Weak};
 
 use anyhow::{Context as _, Result, ensure};
 use half::bf16;
+use memmap2::Mmap;
 
 use super::{BatchCapacity, Ctx, Device, Element, Slice, SliceMut};
 use crate::model::batch::Batch;
+use crate::model::config::ModelShape;
 use batch::CudaBatch;
 use driver::{Driver, StreamId};
 pub use launch::{Address, Launch};
 
-/// A CUDA device and whoever executes it.
+/// Weights on the device by where they lie in a mapped file, so that a tied
+/// head and embedding are one buffer. The map is kept, or its address might come
+/// to mean another file.
+pub(crate) type LoadedWeights = Mutex<HashMap<(usize, usize), (Weak<Allocation>, Arc<Mmap>)>>;
+
+/// A CUDA device and whoever executes it. Clones are the same device.
+#[derive(Clone)]
 pub struct Cuda {
     pub(crate) driver: Arc<dyn Driver>,
-    /// Weights on the device by where they lie in a mapped file, so that a tied
-    /// head and embedding are one buffer.
-    pub(crate) weights: Mutex<HashMap<(usize, usize), Weak<Allocation>>>,
+    pub(crate) weights: Arc<LoadedWeights>,
 }
 
 impl Cuda {
     pub fn new(driver: Arc<dyn Driver>) -> Self {
         Cuda {
             driver,
-            weights: Mutex::default(),
+            weights: Arc::default(),
         }
     }
 
@@ -153,6 +159,29 @@ impl Device for Cuda {
     fn name(&self) -> String {
         let info = self.driver.info();
         format!("{} (sm_{}, bf16)", info.name, info.arch)
+    }
+
+    fn check_shape(&self, shape: &ModelShape) -> Result<()> {
+        ensure!(
+            matches!(shape.head_dim, 64 | 128),
+            "head_dim {}: the CUDA kernels take 64 and 128; use --device cpu",
+            shape.head_dim
+        );
+        for (name, size) in [
+            ("hidden_size", shape.hidden_size),
+            ("intermediate_size", shape.intermediate_size),
+        ] {
+            ensure!(
+                size % 16 == 0,
+                "{name} {size}: the CUDA kernels take multiples of 16; use --device cpu"
+            );
+        }
+        let group = shape.num_heads / shape.num_kv_heads;
+        ensure!(
+            group <= 16,
+            "{group} query heads per KV head: the CUDA kernels take up to 16; use --device cpu"
+        );
+        Ok(())
     }
 
     fn new_stream(&self) -> Result<CudaStream> {

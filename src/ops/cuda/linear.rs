@@ -56,7 +56,7 @@ impl Cuda {
         let padded = rows.next_multiple_of(8);
         let key = (parts[0].map.as_ptr() as usize, parts[0].bytes.start);
         if parts.len() == 1
-            && let Some(memory) = lock(&self.weights).get(&key).and_then(|m| m.upgrade())
+            && let Some(memory) = lock(&self.weights).get(&key).and_then(|w| w.0.upgrade())
         {
             return Ok(CudaBuf::over(memory, 0, padded * inputs));
         }
@@ -85,7 +85,10 @@ impl Cuda {
         send(&mut staged, &mut at)?;
         self.driver.synchronize(StreamId::DEFAULT)?;
         if parts.len() == 1 {
-            lock(&self.weights).insert(key, Arc::downgrade(&buf.memory));
+            let mut weights = lock(&self.weights);
+            weights.retain(|_, w| w.0.strong_count() > 0);
+            let entry = (Arc::downgrade(&buf.memory), parts[0].map.clone());
+            weights.insert(key, entry);
         }
         Ok(buf)
     }
