@@ -209,6 +209,7 @@ fn fatbins(sources: &[PathBuf], out: &Path) {
         "/// Kernel files by stem, as fatbins.\nstatic FATBINS: &[(&str, &[u8])] = &[\n",
     );
     if let Some(nvcc) = &nvcc {
+        images += "/// Kernel images, aligned as the driver reads them.\n#[repr(C, align(16))]\nstruct Aligned<T>(T);\n";
         let version = Command::new(nvcc)
             .arg("--version")
             .output()

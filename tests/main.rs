@@ -9,6 +9,7 @@ mod invariance;
 mod kernels;
 mod learning;
 mod losses;
+mod mutants;
 mod options;
 mod parity;
 mod resume;

@@ -2,8 +2,8 @@
 //! backward, paged decode and sampling against the exact CPU.
 
 use arca::credit::HiddenChoice;
+use arca::device::Slice;
 use arca::device::cpu::Cpu;
-use arca::device::{Device, Slice};
 use arca::episode::AdapterId;
 use arca::model::adapter::AdapterLayout;
 use arca::model::batch::{Batch, PageTable};

@@ -14,10 +14,6 @@ use super::cublaslt::CublasLt;
 use super::driver::{DeviceInfo, Driver, EventId, Extent, Gemm, LaunchArgs, StreamId};
 use super::{Cuda, lock};
 
-/// Kernel images, aligned as the driver reads them.
-#[repr(C, align(16))]
-struct Aligned<T>(T);
-
 include!(concat!(env!("OUT_DIR"), "/fatbins.rs"));
 
 /// Pinned memory of one direction.
