@@ -151,7 +151,6 @@ DEVICE void attend(const bf16* qk, const bf16* pages, const uint32_t* positions,
     __syncwarp();
     slot ^= 1;
   }
-  cp_async_wait<0>();
   for (int half = 0; half < 2; half++) {
     sum[half] += shfl_xor(sum[half], 1);
     sum[half] += shfl_xor(sum[half], 2);

@@ -100,9 +100,8 @@ DEVICE Best block_best(Best mine) {
   if (threadIdx.x % WARP == 0) part[threadIdx.x / WARP] = mine;
   __syncthreads();
   Best all = part[0];
+  // (Another call must come after some other barrier: there is a sum between.)
   for (int w = 1; w < kThreads / WARP; w++) all.take(part[w].value, part[w].token);
-  // The next one writes where this one was read.
-  __syncthreads();
   return all;
 }
 

@@ -4,6 +4,7 @@ mod checkpoints;
 mod cli;
 mod common;
 mod docs;
+mod emulator;
 mod gradients;
 mod invariance;
 mod kernels;

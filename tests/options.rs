@@ -343,7 +343,7 @@ fn what_cannot_be_done_is_refused_before_anything_is_written() {
         (2, "reward.functions=[\"maths\"]", "math"),
         (2, "credit.method=acra", "arca"),
         (2, "credit.hidden=layer:99", "layers are 0 to 5"),
-        (2, "train.device=cuda", "CPU only"),
+        (2, "train.device=gpu", "emulator"),
         (
             2,
             "loss.gradient_accumulation=3",

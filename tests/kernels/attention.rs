@@ -30,7 +30,12 @@ fn cases() -> Vec<(Batch, ModelShape)> {
     let second = chain.push_segment(&ids(40), &[first], None);
     chain.push_segment(&ids(9), &[first, second], None);
     chain.push_segment(&ids(1), &[first, second], None);
+    // Three tiles of keys: both buffers are used twice.
+    let mut long = Batch::default();
+    let first = long.push_segment(&ids(70), &[], None);
+    long.push_segment(&ids(75), &[first], None);
     let mut batches = vec![
+        (long, shape(64, 1, 1)),
         (small.clone(), shape(64, 4, 2)),
         (small, shape(128, 2, 2)),
         (shared, shape(64, 2, 1)),

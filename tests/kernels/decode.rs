@@ -64,7 +64,7 @@ impl<D: DecodeAttention> Bed<D> {
     }
 }
 
-const PAGES: usize = 24;
+const PAGES: usize = 32;
 
 fn run<D: DecodeAttention>(on: &On<D>, shape: &ModelShape) -> Vec<f32> {
     let mut bed = Bed {
@@ -101,13 +101,20 @@ fn run<D: DecodeAttention>(on: &On<D>, shape: &ModelShape) -> Vec<f32> {
         },
         member(12..14),
         Sequence {
-            table: own(14..24),
+            table: own(14..32),
             rows: 0,
         },
     ];
     // Decode rows beside chunks of prefill, then decode rows alone; contexts
     // that end at a page's end, and one that the first of four warps has alone.
-    for counts in [[1, 70, 1, 1], [1, 1, 1, 1], [0, 1, 1, 66], [1, 1, 0, 1]] {
+    // The last context is long enough for every warp to use its buffers twice.
+    for counts in [
+        [1, 70, 1, 1],
+        [1, 1, 1, 1],
+        [0, 1, 1, 66],
+        [1, 1, 0, 130],
+        [1, 0, 1, 1],
+    ] {
         let batch = advance(&mut sequences, &counts);
         all.extend(bed.step(on, &batch, shape));
     }
