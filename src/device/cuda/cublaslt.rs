@@ -10,7 +10,7 @@ use anyhow::{Result, bail, ensure};
 use cudarc::cublaslt::sys::{self as lt, cublasStatus_t};
 use cudarc::driver::sys::CUstream;
 
-use super::driver::{Gemm, StreamId};
+use super::driver::{Gemm, ProductWorkspace};
 
 /// What a plan depends on: all but the addresses.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -30,11 +30,10 @@ struct Plan {
     algorithm: lt::cublasLtMatmulAlgo_t,
 }
 
-/// The library with its plans and the streams' workspaces.
+/// The library with its plans.
 pub struct CublasLt {
     handle: lt::cublasLtHandle_t,
     plans: HashMap<Key, Plan>,
-    workspaces: HashMap<StreamId, u64>,
 }
 
 fn check(status: cublasStatus_t, what: &str) -> Result<()> {
@@ -57,9 +56,6 @@ macro_rules! cublas {
 }
 
 impl CublasLt {
-    /// Bytes of a stream's workspace: what NVIDIA recommends for Hopper.
-    pub const WORKSPACE: usize = 32 << 20;
-
     pub fn new() -> Result<Self> {
         // SAFETY: only tries to open the library.
         ensure!(
@@ -72,21 +68,16 @@ impl CublasLt {
         Ok(CublasLt {
             handle,
             plans: HashMap::new(),
-            workspaces: HashMap::new(),
         })
     }
 
-    pub fn workspace(&self, stream: StreamId) -> Option<u64> {
-        self.workspaces.get(&stream).copied()
-    }
-
-    pub fn set_workspace(&mut self, stream: StreamId, ptr: u64) -> u64 {
-        self.workspaces.insert(stream, ptr);
-        ptr
-    }
-
     /// Run a product; `workspace` is that stream's.
-    pub fn multiply(&mut self, stream: CUstream, workspace: u64, g: &Gemm) -> Result<()> {
+    pub fn multiply(
+        &mut self,
+        stream: CUstream,
+        workspace: ProductWorkspace,
+        g: &Gemm,
+    ) -> Result<()> {
         if g.m == 0 || g.n == 0 {
             return Ok(());
         }
@@ -98,14 +89,13 @@ impl CublasLt {
             accumulate: g.accumulate,
         };
         if !self.plans.contains_key(&key) {
-            let plan = self.plan(g)?;
+            let plan = self.plan(g, workspace.bytes)?;
             self.plans.insert(key, plan);
         }
         let plan = &self.plans[&key];
         let (one, beta) = (1f32, if g.accumulate { 1f32 } else { 0f32 });
         let scalar = |x: &f32| -> *const c_void { std::ptr::from_ref(x).cast() };
-        // The operands' extents are the caller's promise; the workspace has
-        // WORKSPACE bytes.
+        // The operands' extents are the caller's promise.
         cublas!(
             "a product",
             lt::cublasLtMatmul(
@@ -122,14 +112,14 @@ impl CublasLt {
                 g.c as *mut c_void,
                 plan.result,
                 &plan.algorithm,
-                workspace as *mut c_void,
-                Self::WORKSPACE,
+                workspace.ptr as *mut c_void,
+                workspace.bytes,
                 stream.cast()
             )
         )
     }
 
-    fn plan(&self, g: &Gemm) -> Result<Plan> {
+    fn plan(&self, g: &Gemm, bytes: usize) -> Result<Plan> {
         use lt::cublasLtMatmulDescAttributes_t as Attribute;
         use lt::cudaDataType_t::{CUDA_R_16BF, CUDA_R_32F};
         let mut description = std::ptr::null_mut();
@@ -191,7 +181,6 @@ impl CublasLt {
             "planning a product",
             lt::cublasLtMatmulPreferenceCreate(&mut preference)
         )?;
-        let bytes = Self::WORKSPACE;
         cublas!(
             "planning a product",
             lt::cublasLtMatmulPreferenceSetAttribute(

@@ -11,7 +11,9 @@ use anyhow::{Context as _, Result, bail, ensure};
 use cudarc::driver::sys::{self, CUcontext, CUevent, CUfunction, CUmodule, CUresult, CUstream};
 
 use super::cublaslt::CublasLt;
-use super::driver::{DeviceInfo, Driver, EventId, Extent, Gemm, LaunchArgs, StreamId};
+use super::driver::{
+    DeviceInfo, Driver, EventId, Extent, Gemm, LaunchArgs, ProductWorkspace, StreamId,
+};
 use super::{Cuda, lock};
 
 include!(concat!(env!("OUT_DIR"), "/fatbins.rs"));
@@ -307,6 +309,17 @@ impl Driver for Gpu {
         &self.info
     }
 
+    fn available_memory(&self) -> Option<u64> {
+        self.enter().ok()?;
+        let (mut free, mut total) = (0, 0);
+        cuda!(
+            "asking for free memory",
+            sys::cuMemGetInfo_v2(&mut free, &mut total)
+        )
+        .ok()?;
+        Some(free as u64)
+    }
+
     fn alloc(&self, bytes: usize) -> Result<u64> {
         self.enter()?;
         let mut ptr = 0;
@@ -454,17 +467,13 @@ impl Driver for Gpu {
         )
     }
 
-    fn gemm(&self, stream: StreamId, gemm: &Gemm) -> Result<()> {
+    fn gemm(&self, stream: StreamId, gemm: &Gemm, workspace: ProductWorkspace) -> Result<()> {
         self.enter()?;
         let mut blas = lock(&self.blas);
         if blas.is_none() {
             *blas = Some(CublasLt::new()?);
         }
         let blas = blas.as_mut().context("just made")?;
-        let workspace = match blas.workspace(stream) {
-            Some(ptr) => ptr,
-            None => blas.set_workspace(stream, self.alloc(CublasLt::WORKSPACE)?),
-        };
         blas.multiply(self.stream(stream)?, workspace, gemm)
     }
 
