@@ -9,7 +9,6 @@ use crate::config::{Config, UsageError};
 use crate::credit::CreditAssigner;
 use crate::model::config::ModelShape;
 use crate::model::half_layer::HalfLayers;
-use crate::model::plan::available_memory;
 use crate::train::session::{Demand, OnDevice, model_dir, on_device, plan};
 use crate::train::setup::{initial_adapter, wants_reference};
 
@@ -35,7 +34,7 @@ struct Planning<'a> {
 impl OnDevice for Planning<'_> {
     type Output = String;
 
-    fn run<D: HalfLayers>(self, _: D) -> Result<String> {
+    fn run<D: HalfLayers>(self, device: D) -> Result<String> {
         let config = self.config;
         let dir = model_dir(config)?;
         let shape = ModelShape::load(&dir)?;
@@ -56,7 +55,7 @@ impl OnDevice for Planning<'_> {
         };
         let capacity = demand.capacity(&layouts);
         let plan = plan::<D>(&shape, &capacity, &dir, &layouts, true)?;
-        let available = available_memory();
+        let available = device.available_memory();
         if self.json {
             let object = json!({
                 "entries": plan.entries,

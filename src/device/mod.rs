@@ -12,6 +12,7 @@ use half::bf16;
 
 use crate::model::batch::Batch;
 use crate::model::config::ModelShape;
+use crate::model::plan::available_memory;
 
 /// Plain data that may lie in a device buffer.
 pub trait Element: bytemuck::Pod + Default + Send + Sync {}
@@ -99,6 +100,11 @@ pub trait Device: Send + Sync + Sized + 'static {
         let start = std::time::Instant::now();
         work()?;
         Ok(start.elapsed().as_secs_f64())
+    }
+
+    /// Bytes of its memory that could be had now, where somebody tells.
+    fn available_memory(&self) -> Option<u64> {
+        available_memory()
     }
 }
 

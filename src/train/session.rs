@@ -19,7 +19,7 @@ use crate::model::config::{Group, ModelShape};
 use crate::model::engine::Engine;
 use crate::model::half_layer::HalfLayers;
 use crate::model::peft;
-use crate::model::plan::{Capacity, Plan, available_memory};
+use crate::model::plan::{Capacity, Plan};
 use crate::model::weights::resolve_model;
 use crate::rollout::stop::StopStrings;
 use crate::rollout::{self, Completion, Event, Request, Sampling};
@@ -41,7 +41,12 @@ pub fn on_device<T: OnDevice>(config: &Config, work: T) -> Result<T::Output> {
     match device {
         "auto" if dtype != Some(ComputeDtype::F32) => match Cuda::gpu(0) {
             Ok(gpu) => work.run(gpu),
-            Err(_) => on_cpu(dtype, work),
+            Err(e) => {
+                if Cuda::has_driver() {
+                    eprintln!("warning: the GPU is not used: {e:#}");
+                }
+                on_cpu(dtype, work)
+            }
         },
         "auto" | "cpu" => on_cpu(dtype, work),
         "cuda" | "emulator" if dtype == Some(ComputeDtype::F32) => Err(UsageError::new(format!(
@@ -245,7 +250,7 @@ impl<D: HalfLayers> Session<D> {
         let shape = ModelShape::load(dir)?;
         let layouts: Vec<AdapterLayout> = adapters.iter().map(|a| a.layout.clone()).collect();
         let plan = plan::<D>(&shape, &capacity, dir, &layouts, training)?;
-        if let Some(available) = available_memory() {
+        if let Some(available) = device.available_memory() {
             ensure!(
                 plan.total() <= available,
                 "this would not fit: it needs {} MiB of memory, {} MiB are available\n{}lower train.tokens_per_batch, \

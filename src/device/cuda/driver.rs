@@ -73,6 +73,8 @@ pub struct Gemm {
 /// from [`Driver::alloc`] and are still allocated.
 pub trait Driver: Send + Sync {
     fn info(&self) -> &DeviceInfo;
+    /// Bytes that could be allocated now, where somebody tells.
+    fn available_memory(&self) -> Option<u64>;
     /// Contents are undefined. 256-byte aligned.
     fn alloc(&self, bytes: usize) -> Result<u64>;
     /// Waits for work under way.

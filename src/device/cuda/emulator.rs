@@ -137,6 +137,10 @@ impl Driver for Emulator {
         &self.info
     }
 
+    fn available_memory(&self) -> Option<u64> {
+        crate::model::plan::available_memory()
+    }
+
     fn alloc(&self, bytes: usize) -> Result<u64> {
         // SAFETY: any size may be asked for.
         let ptr = unsafe { arca_emu_alloc(bytes as u64) } as u64;

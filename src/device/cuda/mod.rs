@@ -267,4 +267,8 @@ impl Device for Cuda {
         let end = self.driver.record(ctx.stream.id)?;
         self.driver.elapsed(start, end)
     }
+
+    fn available_memory(&self) -> Option<u64> {
+        self.driver.available_memory()
+    }
 }
