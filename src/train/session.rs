@@ -41,7 +41,12 @@ pub fn on_device<T: OnDevice>(config: &Config, work: T) -> Result<T::Output> {
     match device {
         "auto" if dtype != Some(ComputeDtype::F32) => match Cuda::gpu(0) {
             Ok(gpu) => work.run(gpu),
-            Err(_) => on_cpu(dtype, work),
+            Err(e) => {
+                if Cuda::has_driver() {
+                    eprintln!("warning: the GPU is not used: {e:#}");
+                }
+                on_cpu(dtype, work)
+            }
         },
         "auto" | "cpu" => on_cpu(dtype, work),
         "cuda" | "emulator" if dtype == Some(ComputeDtype::F32) => Err(UsageError::new(format!(

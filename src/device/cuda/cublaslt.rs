@@ -16,6 +16,9 @@ use super::driver::{Gemm, ProductWorkspace};
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 struct Key {
     sizes: [usize; 6],
+    /// Of A, B and C in bytes, up to 256: an algorithm chosen for more may
+    /// fault, and one chosen for less is slower.
+    alignments: [u32; 3],
     transpose_a: bool,
     transpose_b: bool,
     c_f32: bool,
@@ -60,7 +63,7 @@ impl CublasLt {
         // SAFETY: only tries to open the library.
         ensure!(
             unsafe { lt::is_culib_present() },
-            "no cuBLASLt (libcublasLt.so) on this machine: install the CUDA toolkit's cuBLAS, or add the folder that has it \
+            "no cuBLASLt (libcublasLt.so, .so.13 or .so.12) on this machine: install the CUDA toolkit's cuBLAS, or add the folder that has it \
              (PyTorch brings one: nvidia/cublas/lib or nvidia/cu13/lib in site-packages) to LD_LIBRARY_PATH"
         );
         let mut handle = std::ptr::null_mut();
@@ -83,13 +86,14 @@ impl CublasLt {
         }
         let key = Key {
             sizes: [g.m, g.n, g.k, g.lda, g.ldb, g.ldc],
+            alignments: [g.a, g.b, g.c].map(|p| 1 << p.trailing_zeros().min(8)),
             transpose_a: g.transpose_a,
             transpose_b: g.transpose_b,
             c_f32: g.c_f32,
             accumulate: g.accumulate,
         };
         if !self.plans.contains_key(&key) {
-            let plan = self.plan(g, workspace.bytes)?;
+            let plan = self.plan(g, workspace.bytes, key.alignments)?;
             self.plans.insert(key, plan);
         }
         let plan = &self.plans[&key];
@@ -119,8 +123,9 @@ impl CublasLt {
         )
     }
 
-    fn plan(&self, g: &Gemm, bytes: usize) -> Result<Plan> {
+    fn plan(&self, g: &Gemm, bytes: usize, [a, b, c]: [u32; 3]) -> Result<Plan> {
         use lt::cublasLtMatmulDescAttributes_t as Attribute;
+        use lt::cublasLtMatmulPreferenceAttributes_t as Preference;
         use lt::cudaDataType_t::{CUDA_R_16BF, CUDA_R_32F};
         let mut description = std::ptr::null_mut();
         cublas!(
@@ -185,11 +190,32 @@ impl CublasLt {
             "planning a product",
             lt::cublasLtMatmulPreferenceSetAttribute(
                 preference,
-                lt::cublasLtMatmulPreferenceAttributes_t::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
+                Preference::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
                 std::ptr::from_ref(&bytes).cast(),
                 size_of::<usize>()
             )
         )?;
+        for (attribute, value) in [
+            // Where the reduction is split, partial sums stay f32.
+            (
+                Preference::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
+                lt::cublasLtReductionScheme_t::CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE as u32,
+            ),
+            (Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, b),
+            (Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, a),
+            (Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, c),
+            (Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, c),
+        ] {
+            cublas!(
+                "planning a product",
+                lt::cublasLtMatmulPreferenceSetAttribute(
+                    preference,
+                    attribute,
+                    std::ptr::from_ref(&value).cast(),
+                    size_of::<u32>()
+                )
+            )?;
+        }
         // SAFETY: plain numbers, of which all-zero bits are a value.
         let mut best: lt::cublasLtMatmulHeuristicResult_t = unsafe { std::mem::zeroed() };
         let mut found = 0;

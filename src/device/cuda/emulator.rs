@@ -284,9 +284,12 @@ impl Driver for Emulator {
         )?;
         self.check("a product's result", g.c, c_bytes)?;
         // What cuBLASLt's fast kernels ask for; a GPU would be slow or refuse.
-        let aligned = g.a % 16 == 0 && g.b % 16 == 0 && g.c % 16 == 0;
+        let aligned = g.a.is_multiple_of(16) && g.b.is_multiple_of(16) && g.c.is_multiple_of(16);
         ensure!(
-            aligned && g.lda % 8 == 0 && g.ldb % 8 == 0 && (g.ldc * c_size) % 16 == 0,
+            aligned
+                && g.lda.is_multiple_of(8)
+                && g.ldb.is_multiple_of(8)
+                && (g.ldc * c_size).is_multiple_of(16),
             "a product's operands and rows must be 16-byte aligned: {g:?}"
         );
         // SAFETY: the three ranges were found in allocations just now.
