@@ -11,6 +11,7 @@ mod invariance;
 mod kernels;
 mod learning;
 mod losses;
+mod memory;
 mod mutants;
 mod options;
 mod parity;

@@ -264,6 +264,9 @@ pub struct PlanArgs {
     /// Base model: a folder or a cached hub id [config: model.path]
     #[arg(long, value_name = "MODEL")]
     pub model: Option<String>,
+    /// Memory that it should fit in, such as 80G [default: what is free now]
+    #[arg(long, value_name = "BYTES")]
+    pub memory: Option<String>,
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,

@@ -12,7 +12,7 @@ use half::bf16;
 
 use crate::model::batch::Batch;
 use crate::model::config::ModelShape;
-use crate::model::plan::available_memory;
+use crate::model::plan::{Form, Role};
 
 /// Plain data that may lie in a device buffer.
 pub trait Element: bytemuck::Pod + Default + Send + Sync {}
@@ -71,6 +71,19 @@ pub trait Device: Send + Sync + Sized + 'static {
     type Batch: Send + Sync;
 
     fn name(&self) -> String;
+    /// How this kind of device lays memory out, for the plan.
+    fn form() -> Form;
+    /// Take one allocation for a role; until the next call, what is allocated
+    /// lies in it. `None`: allocations are their own again.
+    fn begin_role(&self, _: Option<(Role, u64)>) -> Result<()> {
+        Ok(())
+    }
+    /// Make this stream's scratch as large as the plan says.
+    fn reserve_scratch(&self, _: &Ctx<Self>, _bytes: u64) -> Result<()> {
+        Ok(())
+    }
+    /// Bytes that could be allocated now, where the device tells.
+    fn available_memory(&self) -> Option<u64>;
     /// Whether this device can run a model of these sizes.
     ///
     /// # Errors
@@ -101,11 +114,6 @@ pub trait Device: Send + Sync + Sized + 'static {
         work()?;
         Ok(start.elapsed().as_secs_f64())
     }
-
-    /// Bytes of its memory that could be had now, where somebody tells.
-    fn available_memory(&self) -> Option<u64> {
-        available_memory()
-    }
 }
 
 /// What a batch descriptor has room for.
@@ -114,6 +122,8 @@ pub struct BatchCapacity {
     pub rows: usize,
     pub segments: usize,
     pub pairs: usize,
+    /// Pages of all tables together.
+    pub pages: usize,
 }
 
 /// What every op is handed beside its operands.

@@ -5,7 +5,7 @@ use anyhow::{Context as _, Result};
 use crate::device::{Element, Float, Slice, SliceMut};
 use crate::model::config::ModelShape;
 use crate::model::half_layer::slice_mut;
-use crate::model::plan::{Capacity, Stack, stacks};
+use crate::model::plan::{Capacity, Role, Stack, stacks};
 use crate::ops::Ops;
 use crate::ops::decode::page_elements;
 
@@ -158,9 +158,13 @@ pub struct KvCache<D: Ops> {
 impl<D: Ops> KvCache<D> {
     pub fn new(device: &D, shape: &ModelShape, pages: usize) -> Result<Self> {
         let len = pages * page_elements(shape);
+        let form = D::form();
+        let bytes = (len * form.act_bytes).next_multiple_of(form.alignment) * shape.num_layers;
+        device.begin_role(Some((Role::Pages, bytes as u64)))?;
         let layers = (0..shape.num_layers)
             .map(|_| device.alloc(len))
             .collect::<Result<_>>()?;
+        device.begin_role(None)?;
         Ok(KvCache { layers, len, pages })
     }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result, ensure};
 
 use crate::credit::HiddenChoice;
-use crate::device::{BatchCapacity, Ctx, Float};
+use crate::device::{Ctx, Float};
 use crate::episode::AdapterId;
 use crate::model::adapter::AdapterLayout;
 use crate::model::backward::backward;
@@ -14,7 +14,7 @@ use crate::model::buffers::{Activations, KvCache, Scratch};
 use crate::model::config::{Group, ModelShape};
 use crate::model::forward::{ResidualProbe, forward};
 use crate::model::half_layer::{Context, GradientArena, HalfLayers, Pass, slice, slice_mut};
-use crate::model::plan::Capacity;
+use crate::model::plan::{Capacity, Plan, Role, WORKSPACE, noise_capacity};
 use crate::model::qwen3::Model;
 use crate::ops::Ops;
 use crate::ops::sample::{SampleRequest, Sampled};
@@ -44,6 +44,9 @@ pub struct Engine<D: HalfLayers> {
     residents: Vec<Resident<D>>,
     batch: D::Batch,
     acts: Activations<D, D::Act>,
+    /// The same with an f32 residual stream, for few rows: see
+    /// [`Engine::noise_floor`].
+    exact: Option<Activations<D, f32>>,
     scratch: Option<Scratch<D>>,
     logprobs: D::Buf<f32>,
     entropies: D::Buf<f32>,
@@ -54,27 +57,44 @@ impl<D: HalfLayers> Engine<D> {
     /// Load the model in `dir` and make room for `capacity`; `training` also
     /// for backwards.
     pub fn load(device: D, dir: &Path, capacity: Capacity, training: bool) -> Result<Self> {
+        let shape = ModelShape::load(dir)?;
+        let plan = Plan::new(&shape, &capacity, D::form(), 0, &[], training);
         let stream = device.new_stream()?;
         let ctx = Ctx { stream: &stream };
+        let begin = |role| device.begin_role(Some((role, plan.of_role(role))));
+        begin(Role::Weights)?;
         let model = Model::load(&device, &ctx, dir, training, capacity.positions)?;
-        let adapters = device.new_adapters(&model.shape)?;
-        let batch = device.new_batch(BatchCapacity {
-            rows: capacity.rows,
-            segments: capacity.segments,
-            pairs: capacity.pairs,
-        })?;
+        begin(Role::Activations)?;
+        let acts = Activations::new(&device, &shape, &capacity)?;
+        // In f32 there is no rounding to measure.
+        let exact = match D::form().act {
+            "f32" => None,
+            _ => Some(Activations::new(
+                &device,
+                &shape,
+                &noise_capacity(&capacity),
+            )?),
+        };
+        let logprobs = device.alloc(capacity.pairs)?;
+        let entropies = device.alloc(capacity.pairs)?;
+        let norms = device.alloc(capacity.pairs)?;
+        begin(Role::Update)?;
         let scratch = match training {
-            true => Some(Scratch::new(&device, &model.shape, &capacity)?),
+            true => Some(Scratch::new(&device, &shape, &capacity)?),
             false => None,
         };
+        device.begin_role(None)?;
+        let workspace = plan.entries.iter().find(|e| e.what == WORKSPACE);
+        device.reserve_scratch(&ctx, workspace.map_or(0, |e| e.bytes))?;
         Ok(Engine {
-            acts: Activations::new(&device, &model.shape, &capacity)?,
-            logprobs: device.alloc(capacity.pairs)?,
-            entropies: device.alloc(capacity.pairs)?,
-            norms: device.alloc(capacity.pairs)?,
+            adapters: device.new_adapters(&shape)?,
+            batch: device.new_batch(capacity.batch())?,
+            acts,
+            exact,
+            logprobs,
+            entropies,
+            norms,
             scratch,
-            batch,
-            adapters,
             residents: Vec::new(),
             model,
             capacity,
@@ -342,17 +362,16 @@ impl<D: HalfLayers> Engine<D> {
     /// much of a residual norm is rounding. The batch must be small; it is run
     /// twice. In f32 the two are the same by definition.
     pub fn noise_floor(&mut self, batch: Batch) -> Result<f64> {
-        if size_of::<D::Act>() == 4 {
+        if self.exact.is_none() {
             return Ok(0.0);
         }
-        let capacity = Capacity {
-            rows: batch.rows(),
-            saved_rows: 0,
-            ..self.capacity
-        };
+        let room = noise_capacity(&self.capacity).rows;
+        ensure!(
+            batch.rows() <= room,
+            "the noise floor is planned for {room} rows, not {}",
+            batch.rows()
+        );
         let (states, _) = self.logits(batch)?;
-        let mut exact: Activations<D, f32> =
-            Activations::new(&self.device, &self.model.shape, &capacity)?;
         let ctx = Ctx {
             stream: &self.stream,
         };
@@ -367,7 +386,10 @@ impl<D: HalfLayers> Engine<D> {
             rows: host.rows(),
             saved_rows: 0,
         };
-        forward(&self.device, &pass, &mut exact, Context::Packed, None)?;
+        let Some(exact) = &mut self.exact else {
+            return Ok(0.0);
+        };
+        forward(&self.device, &pass, exact, Context::Packed, None)?;
         let hidden = self.model.shape.hidden_size;
         let mut other = vec![D::Act::default(); states.len()];
         self.device

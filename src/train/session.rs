@@ -7,11 +7,11 @@ use anyhow::{Context, Result, bail, ensure};
 use half::bf16;
 
 use crate::config::{ComputeDtype, Config, UsageError};
-use crate::device::Float;
 use crate::device::cpu::Cpu;
 use crate::device::cuda::Cuda;
 #[cfg(feature = "emulator")]
 use crate::device::cuda::emulator::EmulatorSettings;
+use crate::device::{Device, Float};
 use crate::episode::AdapterId;
 use crate::model::adapter::AdapterLayout;
 use crate::model::buffers::KvCache;
@@ -19,7 +19,7 @@ use crate::model::config::{Group, ModelShape};
 use crate::model::engine::Engine;
 use crate::model::half_layer::HalfLayers;
 use crate::model::peft;
-use crate::model::plan::{Capacity, Plan};
+use crate::model::plan::{Capacity, Form, Plan, Role};
 use crate::model::weights::resolve_model;
 use crate::rollout::stop::StopStrings;
 use crate::rollout::{self, Completion, Event, Request, Sampling};
@@ -59,6 +59,22 @@ pub fn on_device<T: OnDevice>(config: &Config, work: T) -> Result<T::Output> {
             "train.device = \"{other}\": it must be auto, cpu, cuda or emulator"
         ))
         .into()),
+    }
+}
+
+/// How the configured device lays memory out; no device is opened unless it is
+/// to be found out.
+pub fn device_form(config: &Config) -> Form {
+    let dtype = config.model.compute_dtype;
+    let gpu = match config.train.device.as_str() {
+        "cuda" | "emulator" => true,
+        "auto" => dtype != Some(ComputeDtype::F32) && Cuda::gpu(0).is_ok(),
+        _ => false,
+    };
+    match (gpu, dtype) {
+        (true, _) => Cuda::form(),
+        (false, Some(ComputeDtype::Bf16)) => Cpu::<bf16>::form(),
+        (false, _) => Cpu::<f32>::form(),
     }
 }
 
@@ -249,22 +265,25 @@ impl<D: HalfLayers> Session<D> {
     ) -> Result<Self> {
         let shape = ModelShape::load(dir)?;
         let layouts: Vec<AdapterLayout> = adapters.iter().map(|a| a.layout.clone()).collect();
-        let plan = plan::<D>(&shape, &capacity, dir, &layouts, training)?;
+        let plan = plan(D::form(), &shape, &capacity, dir, &layouts, training)?;
         if let Some(available) = device.available_memory() {
             ensure!(
                 plan.total() <= available,
-                "this would not fit: it needs {} MiB of memory, {} MiB are available\n{}lower train.tokens_per_batch, \
-                 rollout.max_completion_length or train.prompts_per_step",
+                "this would not fit: it needs {} MiB of memory, {} MiB are available\n{}the largest:\n{}",
                 plan.total() >> 20,
                 available >> 20,
-                plan.table()
+                plan.table(),
+                plan.blame()
             );
         }
         let mut engine = Engine::load(device, dir, capacity, training)?;
         let cache = KvCache::new(&engine.device, &shape, capacity.pages)?;
+        let bytes = plan.of_role(Role::Adapters);
+        engine.device.begin_role(Some((Role::Adapters, bytes)))?;
         for adapter in adapters {
             engine.add_adapter(adapter.layout, &adapter.params)?;
         }
+        engine.device.begin_role(None)?;
         let tokenizer = match dir.join("tokenizer.json").exists() {
             true => Some(Arc::new(Tokenizer::load(dir)?)),
             false => None,
@@ -340,20 +359,16 @@ impl<D: HalfLayers> Session<D> {
 }
 
 /// The memory table for a model folder.
-pub fn plan<D: HalfLayers>(
+pub fn plan(
+    form: Form,
     shape: &ModelShape,
     capacity: &Capacity,
     dir: &Path,
     layouts: &[AdapterLayout],
     training: bool,
 ) -> Result<Plan> {
-    let sizes: Vec<usize> = layouts.iter().map(|l| l.len()).collect();
     let files = weight_bytes(dir)?;
-    // Forward and backward forms of the weights, each once.
-    let weights = files * if training { 2 } else { 1 };
-    Ok(Plan::new::<D::Act>(
-        shape, capacity, weights, &sizes, training,
-    ))
+    Ok(Plan::new(shape, capacity, form, files, layouts, training))
 }
 
 fn weight_bytes(dir: &Path) -> Result<u64> {

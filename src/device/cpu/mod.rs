@@ -16,6 +16,7 @@ use anyhow::{Result, ensure};
 
 use super::{BatchCapacity, Ctx, Device, Element, Float, Slice, SliceMut};
 use crate::model::batch::{Batch, Run};
+use crate::model::plan::{Form, available_memory};
 
 /// The CPU with activations of type `A`. `Cpu<f32>` is the exact mode;
 /// `Cpu<bf16>` rounds wherever a bf16 GPU run rounds.
@@ -48,6 +49,19 @@ impl<A: Float> Device for Cpu<A> {
 
     fn name(&self) -> String {
         format!("cpu ({}, {} threads)", A::NAME, pool::threads())
+    }
+
+    fn form() -> Form {
+        Form {
+            act: A::NAME,
+            act_bytes: size_of::<A>(),
+            alignment: 1,
+            device_memory: false,
+        }
+    }
+
+    fn available_memory(&self) -> Option<u64> {
+        available_memory()
     }
 
     fn new_stream(&self) -> Result<()> {

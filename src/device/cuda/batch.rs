@@ -250,12 +250,18 @@ impl Lists {
     }
 }
 
-/// Words of a descriptor of this capacity.
+/// Words of a descriptor of this capacity, with two prefixes a segment.
 pub(crate) fn words_for(c: &BatchCapacity) -> usize {
     let tiles = c.rows.div_ceil(QUERY_TILE) + c.segments;
-    // tokens, positions, dropout keys, row_pair_ends; pages of 16 positions
-    // are at most as many as rows in a packed batch.
-    5 * c.rows + c.segments * (11 + 2 * 3 + 2 * 2 + 64) + tiles * (4 + 4 + 3) + 6 * c.pairs + 16 * 4
+    // tokens, positions, dropout keys (of two words), row_pair_ends
+    5 * c.rows
+        + 1
+        + c.segments * (11 + 3 * 3 + 3 * 2)
+        + tiles * (4 + 4 + 3)
+        + 6 * c.pairs
+        + c.pages
+        // Each of 16 lists begins at a multiple of four words.
+        + 16 * 3
 }
 
 /// Append a list, 16-byte aligned; `at` becomes its first word's index.

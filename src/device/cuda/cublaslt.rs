@@ -10,7 +10,7 @@ use anyhow::{Result, bail, ensure};
 use cudarc::cublaslt::sys::{self as lt, cublasStatus_t};
 use cudarc::driver::sys::CUstream;
 
-use super::driver::{Gemm, StreamId};
+use super::driver::{Gemm, ProductWorkspace};
 
 /// What a plan depends on: all but the addresses.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -33,11 +33,10 @@ struct Plan {
     algorithm: lt::cublasLtMatmulAlgo_t,
 }
 
-/// The library with its plans and the streams' workspaces.
+/// The library with its plans.
 pub struct CublasLt {
     handle: lt::cublasLtHandle_t,
     plans: HashMap<Key, Plan>,
-    workspaces: HashMap<StreamId, u64>,
 }
 
 fn check(status: cublasStatus_t, what: &str) -> Result<()> {
@@ -60,9 +59,6 @@ macro_rules! cublas {
 }
 
 impl CublasLt {
-    /// Bytes of a stream's workspace: what NVIDIA recommends for Hopper.
-    pub const WORKSPACE: usize = 32 << 20;
-
     pub fn new() -> Result<Self> {
         // SAFETY: only tries to open the library.
         ensure!(
@@ -75,21 +71,16 @@ impl CublasLt {
         Ok(CublasLt {
             handle,
             plans: HashMap::new(),
-            workspaces: HashMap::new(),
         })
     }
 
-    pub fn workspace(&self, stream: StreamId) -> Option<u64> {
-        self.workspaces.get(&stream).copied()
-    }
-
-    pub fn set_workspace(&mut self, stream: StreamId, ptr: u64) -> u64 {
-        self.workspaces.insert(stream, ptr);
-        ptr
-    }
-
     /// Run a product; `workspace` is that stream's.
-    pub fn multiply(&mut self, stream: CUstream, workspace: u64, g: &Gemm) -> Result<()> {
+    pub fn multiply(
+        &mut self,
+        stream: CUstream,
+        workspace: ProductWorkspace,
+        g: &Gemm,
+    ) -> Result<()> {
         if g.m == 0 || g.n == 0 {
             return Ok(());
         }
@@ -102,14 +93,13 @@ impl CublasLt {
             accumulate: g.accumulate,
         };
         if !self.plans.contains_key(&key) {
-            let plan = self.plan(g, key.alignments)?;
+            let plan = self.plan(g, workspace.bytes, key.alignments)?;
             self.plans.insert(key, plan);
         }
         let plan = &self.plans[&key];
         let (one, beta) = (1f32, if g.accumulate { 1f32 } else { 0f32 });
         let scalar = |x: &f32| -> *const c_void { std::ptr::from_ref(x).cast() };
-        // The operands' extents are the caller's promise; the workspace has
-        // WORKSPACE bytes.
+        // The operands' extents are the caller's promise.
         cublas!(
             "a product",
             lt::cublasLtMatmul(
@@ -126,14 +116,14 @@ impl CublasLt {
                 g.c as *mut c_void,
                 plan.result,
                 &plan.algorithm,
-                workspace as *mut c_void,
-                Self::WORKSPACE,
+                workspace.ptr as *mut c_void,
+                workspace.bytes,
                 stream.cast()
             )
         )
     }
 
-    fn plan(&self, g: &Gemm, [a, b, c]: [u32; 3]) -> Result<Plan> {
+    fn plan(&self, g: &Gemm, bytes: usize, [a, b, c]: [u32; 3]) -> Result<Plan> {
         use lt::cublasLtMatmulDescAttributes_t as Attribute;
         use lt::cublasLtMatmulPreferenceAttributes_t as Preference;
         use lt::cudaDataType_t::{CUDA_R_16BF, CUDA_R_32F};
@@ -196,7 +186,6 @@ impl CublasLt {
             "planning a product",
             lt::cublasLtMatmulPreferenceCreate(&mut preference)
         )?;
-        let bytes = Self::WORKSPACE;
         cublas!(
             "planning a product",
             lt::cublasLtMatmulPreferenceSetAttribute(

@@ -67,13 +67,20 @@ pub struct Gemm {
     pub accumulate: bool,
 }
 
+/// Scratch for a product: the stream's own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProductWorkspace {
+    pub ptr: u64,
+    pub bytes: usize,
+}
+
 /// Executes copies, kernels and products, in order per stream.
 ///
 /// Pointers are device addresses as numbers; callers pass only such as came
 /// from [`Driver::alloc`] and are still allocated.
 pub trait Driver: Send + Sync {
     fn info(&self) -> &DeviceInfo;
-    /// Bytes that could be allocated now, where somebody tells.
+    /// Bytes that could be allocated now, where the driver tells.
     fn available_memory(&self) -> Option<u64>;
     /// Contents are undefined. 256-byte aligned.
     fn alloc(&self, bytes: usize) -> Result<u64>;
@@ -93,7 +100,7 @@ pub trait Driver: Send + Sync {
         extent: Extent,
         args: LaunchArgs,
     ) -> Result<()>;
-    fn gemm(&self, stream: StreamId, gemm: &Gemm) -> Result<()>;
+    fn gemm(&self, stream: StreamId, gemm: &Gemm, workspace: ProductWorkspace) -> Result<()>;
     fn synchronize(&self, stream: StreamId) -> Result<()>;
     /// Marks the stream's present end.
     fn record(&self, stream: StreamId) -> Result<EventId>;

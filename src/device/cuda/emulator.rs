@@ -9,9 +9,12 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use super::driver::{DeviceInfo, Driver, EventId, Extent, Gemm, LaunchArgs, StreamId};
+use super::driver::{
+    DeviceInfo, Driver, EventId, Extent, Gemm, LaunchArgs, ProductWorkspace, StreamId,
+};
 use super::host_gemm::host_gemm;
 use super::{Cuda, lock};
+use crate::model::plan::available_memory;
 
 /// How the emulator runs kernels.
 #[derive(Clone, Copy, Debug)]
@@ -138,7 +141,7 @@ impl Driver for Emulator {
     }
 
     fn available_memory(&self) -> Option<u64> {
-        crate::model::plan::available_memory()
+        available_memory()
     }
 
     fn alloc(&self, bytes: usize) -> Result<u64> {
@@ -252,7 +255,7 @@ impl Driver for Emulator {
         Ok(())
     }
 
-    fn gemm(&self, _: StreamId, g: &Gemm) -> Result<()> {
+    fn gemm(&self, _: StreamId, g: &Gemm, _: ProductWorkspace) -> Result<()> {
         let last = |rows: usize, columns: usize, ld: usize| (rows - 1) * ld + columns;
         if g.m == 0 || g.n == 0 {
             return Ok(());
@@ -350,7 +353,7 @@ impl Cuda {
                 .with_context(|| format!("cannot load kernels from {}", path.display()))?;
             std::mem::forget(library);
         }
-        let memory = crate::model::plan::available_memory().unwrap_or(1 << 40);
+        let memory = available_memory().unwrap_or(1 << 40);
         Ok(Cuda::new(Arc::new(Emulator {
             info: DeviceInfo {
                 name: match settings.checked {

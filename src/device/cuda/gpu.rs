@@ -11,7 +11,9 @@ use anyhow::{Context as _, Result, bail, ensure};
 use cudarc::driver::sys::{self, CUcontext, CUevent, CUfunction, CUmodule, CUresult, CUstream};
 
 use super::cublaslt::CublasLt;
-use super::driver::{DeviceInfo, Driver, EventId, Extent, Gemm, LaunchArgs, StreamId};
+use super::driver::{
+    DeviceInfo, Driver, EventId, Extent, Gemm, LaunchArgs, ProductWorkspace, StreamId,
+};
 use super::{Cuda, lock};
 
 include!(concat!(env!("OUT_DIR"), "/fatbins.rs"));
@@ -468,17 +470,13 @@ impl Driver for Gpu {
         )
     }
 
-    fn gemm(&self, stream: StreamId, gemm: &Gemm) -> Result<()> {
+    fn gemm(&self, stream: StreamId, gemm: &Gemm, workspace: ProductWorkspace) -> Result<()> {
         self.enter()?;
         let mut blas = lock(&self.blas);
         if blas.is_none() {
             *blas = Some(CublasLt::new()?);
         }
         let blas = blas.as_mut().context("just made")?;
-        let workspace = match blas.workspace(stream) {
-            Some(ptr) => ptr,
-            None => blas.set_workspace(stream, self.alloc(CublasLt::WORKSPACE)?),
-        };
         blas.multiply(self.stream(stream)?, workspace, gemm)
     }
 

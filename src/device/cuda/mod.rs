@@ -19,23 +19,70 @@ use anyhow::{Context as _, Result, ensure};
 use half::bf16;
 use memmap2::Mmap;
 
-use super::{BatchCapacity, Ctx, Device, Element, Slice, SliceMut};
+use super::{BatchCapacity, Ctx, Device, Element, Float, Slice, SliceMut};
 use crate::model::batch::Batch;
 use crate::model::config::ModelShape;
+use crate::model::plan::{Form, Role};
 use batch::CudaBatch;
 use driver::{Driver, StreamId};
 pub use launch::{Address, Launch};
 
 /// Weights on the device by where they lie in a mapped file, so that a tied
-/// head and embedding are one buffer. The map is kept, or its address might come
-/// to mean another file.
-pub(crate) type LoadedWeights = Mutex<HashMap<(usize, usize), (Weak<Allocation>, Arc<Mmap>)>>;
+/// head and embedding are one buffer.
+pub(crate) type LoadedWeights = Mutex<HashMap<(usize, usize), LoadedWeight>>;
+
+/// Where a weight lies. The map is kept, or its address might come to mean
+/// another file.
+pub(crate) struct LoadedWeight {
+    pub memory: Weak<Allocation>,
+    pub offset: usize,
+    pub map: Arc<Mmap>,
+}
 
 /// A CUDA device and whoever executes it. Clones are the same device.
 #[derive(Clone)]
 pub struct Cuda {
     pub(crate) driver: Arc<dyn Driver>,
     pub(crate) weights: Arc<LoadedWeights>,
+    memory: Arc<Memory>,
+}
+
+/// Device memory that is allocated, and the most that ever was, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MemoryUse {
+    pub now: u64,
+    pub peak: u64,
+}
+
+/// Sizes are counted, and parts of an arena begin, in units of this.
+const ALIGNMENT: usize = 256;
+
+/// Scratch of cuBLASLt: what NVIDIA recommends for Hopper.
+pub const PRODUCT_WORKSPACE: usize = 32 << 20;
+
+#[derive(Default)]
+struct Memory {
+    used: Mutex<MemoryUse>,
+    arenas: Mutex<Arenas>,
+}
+
+/// One allocation per role, filled from the start.
+#[derive(Default)]
+struct Arenas {
+    current: Option<Role>,
+    of_role: HashMap<Role, (Arc<Allocation>, usize)>,
+}
+
+impl Arenas {
+    /// The next part of the current role's arena, if it has room.
+    fn take(&mut self, bytes: usize) -> Option<(Arc<Allocation>, usize)> {
+        let (memory, used) = self.of_role.get_mut(&self.current?)?;
+        let (at, end) = (*used, *used + bytes.next_multiple_of(ALIGNMENT));
+        (end <= memory.bytes).then(|| {
+            *used = end;
+            (memory.clone(), at)
+        })
+    }
 }
 
 impl Cuda {
@@ -43,18 +90,25 @@ impl Cuda {
         Cuda {
             driver,
             weights: Arc::default(),
+            memory: Arc::default(),
         }
     }
 
-    /// Memory for `len` elements with undefined contents.
+    /// Memory for `len` elements with undefined contents: part of the role's
+    /// arena while one is begun and has room, else an allocation of its own.
     pub(crate) fn alloc_raw<T: Element>(&self, len: usize) -> Result<CudaBuf<T>> {
         let bytes = len * size_of::<T>();
-        Ok(CudaBuf {
-            memory: Arc::new(Allocation::new(self.driver.clone(), bytes)?),
-            offset: 0,
-            len,
-            element: PhantomData,
-        })
+        let part = lock(&self.memory.arenas).take(bytes);
+        let (memory, offset) = match part {
+            Some(part) if bytes > 0 => part,
+            _ => (Arc::new(Allocation::new(self, bytes)?), 0),
+        };
+        Ok(CudaBuf::over(memory, offset, len))
+    }
+
+    /// Device memory that this device's users hold now and held at most.
+    pub fn memory_use(&self) -> MemoryUse {
+        *lock(&self.memory.used)
     }
 
     /// This stream's scratch of at least `bytes`, for one op: the next op on
@@ -63,7 +117,7 @@ impl Cuda {
         let mut workspace = lock(&ctx.stream.workspace);
         if workspace.as_ref().is_none_or(|w| w.bytes < bytes) {
             *workspace = None;
-            *workspace = Some(Allocation::new(self.driver.clone(), bytes)?);
+            *workspace = Some(Allocation::new(self, bytes)?);
         }
         Ok(workspace.as_ref().map_or(0, |w| w.ptr))
     }
@@ -78,17 +132,28 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 /// Device memory, freed on drop.
 pub struct Allocation {
     driver: Arc<dyn Driver>,
+    /// Weak, because arenas hold allocations.
+    memory: Weak<Memory>,
     pub(crate) ptr: u64,
     bytes: usize,
 }
 
 impl Allocation {
-    fn new(driver: Arc<dyn Driver>, bytes: usize) -> Result<Self> {
+    fn new(device: &Cuda, bytes: usize) -> Result<Self> {
+        let bytes = bytes.next_multiple_of(ALIGNMENT);
         let ptr = match bytes {
             0 => 0,
-            _ => driver.alloc(bytes)?,
+            _ => device.driver.alloc(bytes)?,
         };
-        Ok(Allocation { driver, ptr, bytes })
+        let mut used = lock(&device.memory.used);
+        used.now += bytes as u64;
+        used.peak = used.peak.max(used.now);
+        Ok(Allocation {
+            driver: device.driver.clone(),
+            memory: Arc::downgrade(&device.memory),
+            ptr,
+            bytes,
+        })
     }
 }
 
@@ -96,6 +161,9 @@ impl Drop for Allocation {
     fn drop(&mut self) {
         if self.ptr != 0 {
             self.driver.free(self.ptr);
+        }
+        if let Some(memory) = self.memory.upgrade() {
+            lock(&memory.used).now -= self.bytes as u64;
         }
     }
 }
@@ -136,6 +204,8 @@ impl<T: Element> CudaBuf<T> {
 pub struct CudaStream {
     pub(crate) id: StreamId,
     workspace: Mutex<Option<Allocation>>,
+    /// cuBLASLt's.
+    pub(crate) products: Allocation,
 }
 
 /// Refuses slices that reach beyond their buffer: a host bug that would corrupt
@@ -159,6 +229,40 @@ impl Device for Cuda {
     fn name(&self) -> String {
         let info = self.driver.info();
         format!("{} (sm_{}, bf16)", info.name, info.arch)
+    }
+
+    fn form() -> Form {
+        Form {
+            act: <bf16 as Float>::NAME,
+            act_bytes: size_of::<bf16>(),
+            alignment: ALIGNMENT,
+            device_memory: true,
+        }
+    }
+
+    fn begin_role(&self, role: Option<(Role, u64)>) -> Result<()> {
+        let arena = match role {
+            Some((role, bytes)) if bytes > 0 => {
+                let memory = Allocation::new(self, bytes as usize)
+                    .with_context(|| format!("{} MiB for {}", bytes >> 20, role.name()))?;
+                Some((role, (Arc::new(memory), 0)))
+            }
+            _ => None,
+        };
+        let mut arenas = lock(&self.memory.arenas);
+        arenas.current = role.map(|r| r.0);
+        let old = arena.and_then(|(role, arena)| arenas.of_role.insert(role, arena));
+        drop(arenas);
+        drop(old);
+        Ok(())
+    }
+
+    fn reserve_scratch(&self, ctx: &Ctx<Self>, bytes: u64) -> Result<()> {
+        self.workspace(ctx, bytes as usize).map(|_| ())
+    }
+
+    fn available_memory(&self) -> Option<u64> {
+        self.driver.available_memory()
     }
 
     fn check_shape(&self, shape: &ModelShape) -> Result<()> {
@@ -188,6 +292,7 @@ impl Device for Cuda {
         Ok(CudaStream {
             id: self.driver.new_stream()?,
             workspace: Mutex::default(),
+            products: Allocation::new(self, PRODUCT_WORKSPACE)?,
         })
     }
 
@@ -266,9 +371,5 @@ impl Device for Cuda {
         work()?;
         let end = self.driver.record(ctx.stream.id)?;
         self.driver.elapsed(start, end)
-    }
-
-    fn available_memory(&self) -> Option<u64> {
-        self.driver.available_memory()
     }
 }

@@ -12,7 +12,7 @@ use anyhow::{Result, ensure};
 use half::bf16;
 
 use crate::device::cuda::driver::{Gemm, StreamId};
-use crate::device::cuda::{Address, Cuda, CudaBuf, Launch, lock};
+use crate::device::cuda::{Address, Cuda, CudaBuf, Launch, LoadedWeight, lock};
 use crate::device::{Ctx, Device, Float, Slice, SliceMut};
 use crate::ops::linear::{Linear, TableInfo, WeightView};
 use crate::ops::lora::LoraCall;
@@ -56,9 +56,10 @@ impl Cuda {
         let padded = rows.next_multiple_of(8);
         let key = (parts[0].map.as_ptr() as usize, parts[0].bytes.start);
         if parts.len() == 1
-            && let Some(memory) = lock(&self.weights).get(&key).and_then(|w| w.0.upgrade())
+            && let Some(loaded) = lock(&self.weights).get(&key)
+            && let Some(memory) = loaded.memory.upgrade()
         {
-            return Ok(CudaBuf::over(memory, 0, padded * inputs));
+            return Ok(CudaBuf::over(memory, loaded.offset, padded * inputs));
         }
         let buf = self.alloc_raw::<bf16>(padded * inputs)?;
         const ROWS: usize = 4096;
@@ -86,8 +87,12 @@ impl Cuda {
         self.driver.synchronize(StreamId::DEFAULT)?;
         if parts.len() == 1 {
             let mut weights = lock(&self.weights);
-            weights.retain(|_, w| w.0.strong_count() > 0);
-            let entry = (Arc::downgrade(&buf.memory), parts[0].map.clone());
+            weights.retain(|_, w| w.memory.strong_count() > 0);
+            let entry = LoadedWeight {
+                memory: Arc::downgrade(&buf.memory),
+                offset: buf.offset,
+                map: parts[0].map.clone(),
+            };
             weights.insert(key, entry);
         }
         Ok(buf)

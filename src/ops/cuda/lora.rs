@@ -50,6 +50,10 @@ struct SourceEntry {
     outputs: u32,
 }
 
+/// Sizes of a table's entries, for the memory plan.
+pub(crate) const FACTOR_WORDS: usize = size_of::<FactorEntry>() / 4;
+pub(crate) const SOURCE_WORDS: usize = size_of::<SourceEntry>() / 4;
+
 /// One adapter's factors in bf16, with padded ranks.
 struct Compute {
     /// By layer and module.
@@ -532,6 +536,7 @@ impl Cuda {
         }
         // Launches under way may still read the old table.
         self.driver.synchronize(ctx.stream.id)?;
+        adapters.table = None;
         adapters.table = Some(self.upload_words(ctx, bytemuck::cast_slice(&table))?);
         Ok(())
     }
