@@ -36,7 +36,7 @@ pub(crate) type LoadedWeights = Mutex<HashMap<(usize, usize), LoadedWeight>>;
 pub(crate) struct LoadedWeight {
     pub memory: Weak<Allocation>,
     pub offset: usize,
-    pub map: Arc<Mmap>,
+    pub _map: Arc<Mmap>,
 }
 
 /// A CUDA device and whoever executes it. Clones are the same device.

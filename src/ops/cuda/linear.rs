@@ -91,7 +91,7 @@ impl Cuda {
             let entry = LoadedWeight {
                 memory: Arc::downgrade(&buf.memory),
                 offset: buf.offset,
-                map: parts[0].map.clone(),
+                _map: parts[0].map.clone(),
             };
             weights.insert(key, entry);
         }
