@@ -11,7 +11,7 @@
 #include <string.h>
 
 #include <chrono>
-#include <map>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -33,9 +33,11 @@ struct Copy {
   const void* from;
   size_t bytes;
 };
+std::mutex copies;
 std::vector<Copy> under_way;
 
 void arrive() {
+  std::lock_guard<std::mutex> lock(copies);
   for (const Copy& c : under_way) memcpy(reinterpret_cast<void*>(c.to), c.from, c.bytes);
   under_way.clear();
 }
@@ -112,6 +114,7 @@ API int cuMemGetInfo_v2(size_t* free, size_t* total) {
 }
 API int cuMemAllocHost_v2(void** at, size_t bytes) { return (*at = malloc(bytes)) ? SUCCESS : OUT_OF_MEMORY; }
 API int cuMemcpyHtoDAsync_v2(Address to, const void* from, size_t n, void*) {
+  std::lock_guard<std::mutex> lock(copies);
   under_way.push_back({to, from, n});
   return SUCCESS;
 }

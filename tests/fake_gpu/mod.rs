@@ -6,6 +6,8 @@
 use std::path::Path;
 use std::process::{Command, Output};
 
+use arca::device::{Ctx, Device, Slice, SliceMut};
+
 use crate::common::{arca, root};
 
 /// The libraries in a folder that LD_LIBRARY_PATH may name.
@@ -67,13 +69,16 @@ fn ops_run_through_the_gpu_driver() {
         return;
     }
     let tests = std::env::current_exe().unwrap();
-    let mut args = vec!["--skip", "emulator", "--skip", "::cpu", "--skip", "mutant"];
-    let modules = "rmsnorm swiglu linear lora sample adamw residual attention decode logprob";
-    let filters: Vec<String> = modules
-        .split(' ')
-        .map(|m| format!("kernels::{m}::"))
-        .collect();
-    args.extend(filters.iter().map(String::as_str));
+    let args = [
+        "kernels::",
+        "long_copies",
+        "--skip",
+        "::emulator",
+        "--skip",
+        "::cpu",
+        "--skip",
+        "selftest",
+    ];
     let done = on_fake(&tests, libraries.path(), "none", &args);
     let text = String::from_utf8_lossy(&done.stdout);
     assert!(done.status.success(), "{text}");
@@ -90,10 +95,46 @@ fn each_fault_has_its_message() {
         ("old_driver", "driver is too old: it supports CUDA 11.4"),
         ("old_gpu", "compute capability 7.0"),
         ("wrong_image", "not supported by the kernels in this build"),
-        ("no_memory", "65536 of 65536 MiB are free"),
+        ("no_memory", "out of GPU memory"),
         ("lost", "the GPU context is lost"),
     ] {
         let text = refused(libraries.path(), fault);
         assert!(text.contains(says), "{fault}: {text}");
     }
+}
+
+/// More than the page-locked memory holds, both ways, and again at once.
+#[test]
+fn long_copies_arrive() {
+    let Some(device) = crate::kernels::gpu() else {
+        return;
+    };
+    let stream = device.new_stream().unwrap();
+    let ctx = Ctx { stream: &stream };
+    let n = 5 << 20;
+    let parts: Vec<Vec<u32>> = (0..2u32)
+        .map(|part| {
+            (0..n)
+                .map(|i: u32| i.wrapping_mul(2654435761) ^ part)
+                .collect()
+        })
+        .collect();
+    let mut buf = device.alloc::<u32>(2 * n as usize).unwrap();
+    for (i, part) in parts.iter().enumerate() {
+        let (start, len) = (i * part.len(), part.len());
+        let to = SliceMut {
+            buf: &mut buf,
+            start,
+            len,
+        };
+        device.upload(&ctx, to, part).unwrap();
+    }
+    let mut back = vec![0u32; 2 * n as usize];
+    let from = Slice {
+        buf: &buf,
+        start: 0,
+        len: back.len(),
+    };
+    device.download(&ctx, from, &mut back).unwrap();
+    assert!(back == parts.concat());
 }

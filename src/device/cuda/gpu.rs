@@ -328,15 +328,17 @@ impl Driver for Gpu {
     fn alloc(&self, bytes: usize) -> Result<u64> {
         self.enter()?;
         let mut ptr = 0;
-        cuda!("allocating", sys::cuMemAlloc_v2(&mut ptr, bytes)).with_context(|| {
-            format!(
-                "{} MiB asked of {}, {} of {} MiB are free; lower train.tokens_per_batch",
-                bytes.div_ceil(1 << 20),
-                self.info.name,
-                self.available_memory().unwrap_or(0) >> 20,
-                self.info.total_memory >> 20
-            )
-        })?;
+        // SAFETY: writes the address.
+        let result = unsafe { sys::cuMemAlloc_v2(&mut ptr, bytes) };
+        ensure!(
+            result != CUresult::CUDA_ERROR_OUT_OF_MEMORY,
+            "out of GPU memory: {} MiB asked of {}, where {} of {} MiB are free; lower train.tokens_per_batch",
+            bytes.div_ceil(1 << 20),
+            self.info.name,
+            self.available_memory().unwrap_or(0) >> 20,
+            self.info.total_memory >> 20
+        );
+        check(result, "allocating")?;
         Ok(ptr)
     }
 
