@@ -51,9 +51,10 @@ fn report(on: &On<Cuda>, op: &str, cost: Cost) -> KernelStats {
         cost.bytes
     );
     // Eight f32 of a thread are two accesses of half a sector each, whose other
-    // half then comes from L1; nothing is worse than that.
+    // half then comes from L1; a lone number per row takes a sector. Scattered
+    // accesses of 16 bytes, which this is to catch in bulk, would add up to more.
     assert!(
-        32.0 * sum.sectors as f64 <= 2.1 * moved,
+        32.0 * sum.sectors as f64 <= 2.6 * moved,
         "{op} is not coalesced"
     );
     sum
