@@ -225,18 +225,19 @@ fn inspect_and_replay_agree_with_the_cpu() {
         assert!(distance(a, b) < 2.0 * TOLERANCE as f64, "{a}\n{b}");
     }
     std::fs::write(bench.path().join("episodes.jsonl"), rows).unwrap();
-    let replay = |device: &str| {
+    let replay = |out: &str, device: &str, dtype: &[&str]| {
         let done = Command::new(arca())
             .args([
                 "replay",
                 "--episodes",
                 "episodes.jsonl",
                 "--out",
-                device,
+                out,
                 "--device",
                 device,
             ])
             .args(["--adapter", "emulated/adapter"])
+            .args(dtype)
             .current_dir(bench.path())
             .output()
             .unwrap();
@@ -245,7 +246,7 @@ fn inspect_and_replay_agree_with_the_cpu() {
             "{}",
             String::from_utf8_lossy(&done.stderr)
         );
-        let bytes = std::fs::read(bench.path().join(device).join("gradients.safetensors")).unwrap();
+        let bytes = std::fs::read(bench.path().join(out).join("gradients.safetensors")).unwrap();
         let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
         let mut names: Vec<_> = tensors.names().iter().map(|n| n.to_string()).collect();
         names.sort();
@@ -255,10 +256,18 @@ fn inspect_and_replay_agree_with_the_cpu() {
         });
         values.collect::<Vec<f32>>()
     };
-    let (cpu, emulated) = (replay("cpu"), replay("emulator"));
-    // Relative L2 over all gradients; bf16 has 2^-9 per rounding.
-    let error = crate::common::rel_l2(&emulated, &cpu);
-    assert!(error < 0.05, "gradients differ by {error}");
+    let exact = replay("exact", "cpu", &[]);
+    let plain = replay("plain", "cpu", &["--set", "model.compute_dtype=bf16"]);
+    let emulated = replay("emulated-replay", "emulator", &[]);
+    // Relative L2 over all gradients, against that of plain bf16 on the CPU
+    // (measured: 0.018 and 0.026).
+    let error = crate::common::rel_l2(&emulated, &exact);
+    let bound = 2.0 * crate::common::rel_l2(&plain, &exact);
+    println!("gradients: {error} of {bound}");
+    assert!(
+        error < bound,
+        "gradients differ by {error}, {bound} is allowed"
+    );
 }
 
 /// Without a GPU or kernels, `cuda` says so and what to do; f32 is refused.

@@ -134,7 +134,7 @@ pub struct Allocation {
     driver: Arc<dyn Driver>,
     /// Weak, because arenas hold allocations.
     memory: Weak<Memory>,
-    pub(crate) ptr: u64,
+    ptr: u64,
     bytes: usize,
 }
 

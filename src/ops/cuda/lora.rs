@@ -1,7 +1,5 @@
 //! Launches of `cuda/lora.cu`: see [`crate::ops::lora`] for the contract.
 
-use std::sync::Arc;
-
 use anyhow::{Result, ensure};
 use bytemuck::{Pod, Zeroable};
 use half::bf16;
@@ -9,7 +7,7 @@ use half::bf16;
 use super::linear::CudaMatrix;
 use super::stride_grid;
 use crate::device::cuda::batch::CudaBatch;
-use crate::device::cuda::{Address, Allocation, Cuda, CudaBuf, Launch};
+use crate::device::cuda::{Address, Cuda, CudaBuf, Launch};
 use crate::device::{Ctx, Slice, SliceMut};
 use crate::episode::AdapterId;
 use crate::model::adapter::AdapterLayout;
@@ -60,7 +58,7 @@ struct Compute {
     factors: Vec<FactorEntry>,
     sources: CudaBuf<u32>,
     count: usize,
-    _memory: Arc<Allocation>,
+    _memory: CudaBuf<bf16>,
 }
 
 /// All resident adapters on the device.
@@ -461,10 +459,10 @@ impl Cuda {
             );
             elements += f.r.next_multiple_of(16) * (f.inputs + f.outputs);
         }
-        let memory = self.alloc_raw::<bf16>(elements)?.memory;
+        let memory = self.alloc_raw::<bf16>(elements)?;
         let mut factors = vec![FactorEntry::zeroed(); shape.num_layers * Module::ALL.len()];
         let mut sources = Vec::new();
-        let mut at = memory.ptr;
+        let mut at = memory.ptr();
         let mut columns = [0u32; 4];
         let mut current = usize::MAX;
         for (layer, module, f) in layout.factors() {
