@@ -197,7 +197,7 @@ fn paged<D: HalfLayers + Reopen>(on: &On<D>) {
         .logprobs;
     let (_, logits) = exact.logits(batch).unwrap();
     for (i, (token, logprob)) in drawn.iter().enumerate() {
-        // Measured: at most 0.03 between the two paths in bf16, 0.05 to f32.
+        // A few steps of bf16 at logits of this size, not a measured floor.
         assert!(
             (logprob - packed[i]).abs() < 0.1,
             "token {i}: {logprob}, packed {}",
