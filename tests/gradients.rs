@@ -141,6 +141,7 @@ fn load_batch(batch: Batch) -> <Device32 as Device>::Batch {
         rows: batch.rows(),
         segments: batch.segments.len(),
         pairs: batch.pairs.len(),
+        ..BatchCapacity::default()
     };
     let mut loaded = device.new_batch(capacity).unwrap();
     device.load_batch(&CTX, &mut loaded, batch).unwrap();

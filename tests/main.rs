@@ -10,6 +10,7 @@ mod invariance;
 mod kernels;
 mod learning;
 mod losses;
+mod memory;
 mod mutants;
 mod options;
 mod parity;

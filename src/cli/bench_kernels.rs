@@ -111,6 +111,7 @@ impl Roof {
             rows: 1,
             segments: 1,
             pairs: 1,
+            ..BatchCapacity::default()
         })?;
         let weight = device.load_matrix(&[random_weight(n, n)?], None, false)?;
         let x = random_act(device, ctx, n * n)?;
@@ -137,6 +138,7 @@ impl Roof {
             rows: tokens.len(),
             segments: 1,
             pairs: 1,
+            ..BatchCapacity::default()
         })?;
         device.load_batch(ctx, &mut loaded, gather)?;
         let len = tokens.len() * n;

@@ -1,83 +1,205 @@
-//! `arca plan`: what a run would need in memory.
+//! `arca plan`: what a run would need in memory, and the largest that fits.
 
-use anyhow::Result;
+use std::collections::BTreeMap;
+
+use anyhow::{Context as _, Result};
 use serde_json::json;
 
 use super::Outcome;
 use super::args::PlanArgs;
 use crate::config::{Config, UsageError};
 use crate::credit::CreditAssigner;
+use crate::device::memory::{MemoryKind, Role};
+use crate::model::adapter::AdapterLayout;
 use crate::model::config::ModelShape;
-use crate::model::half_layer::HalfLayers;
-use crate::model::plan::available_memory;
-use crate::train::session::{Demand, OnDevice, model_dir, on_device, plan};
-use crate::train::setup::{initial_adapter, wants_reference};
+use crate::model::plan::{Plan, WeightTypes};
+use crate::train::session::{AdapterSource, DECODE_ROWS, Demand, device_memory, model_dir};
+use crate::train::setup::{data_path, initial_adapter, training_demand};
 
 /// Runs the verb.
 pub fn run(args: PlanArgs) -> Result<Outcome> {
     let config = args.load()?;
-    let text = on_device(
-        &config,
-        Planning {
-            config: &config,
-            json: args.json,
-        },
-    )?;
+    let (kind, free) = device_memory(&config)?;
+    let planning = Planning::new(&config, kind)?;
+    let available = args.memory.or(free);
+    let text = match args.json {
+        true => planning.json(available),
+        false => planning.text(&config, available),
+    };
     super::print(&text)?;
     Ok(Outcome::Done)
 }
 
-struct Planning<'a> {
-    config: &'a Config,
-    json: bool,
+/// All that a training run's plan is made from.
+struct Planning {
+    kind: MemoryKind,
+    shape: ModelShape,
+    types: WeightTypes,
+    layouts: Vec<AdapterLayout>,
+    demand: Demand,
 }
 
-impl OnDevice for Planning<'_> {
-    type Output = String;
+/// The largest batches that fit, all else being equal.
+struct Largest {
+    tokens_per_batch: Option<usize>,
+    /// A larger one changes nothing: the whole step is one batch.
+    whole_step: bool,
+    decode_rows: Option<usize>,
+}
 
-    fn run<D: HalfLayers>(self, _: D) -> Result<String> {
-        let config = self.config;
+impl Planning {
+    fn new(config: &Config, kind: MemoryKind) -> Result<Self> {
         let dir = model_dir(config)?;
         let shape = ModelShape::load(&dir)?;
         let credit =
             CreditAssigner::new(&config.credit).map_err(|e| UsageError::new(format!("{e:#}")))?;
-        let layouts = vec![initial_adapter(config, &shape)?.layout];
-        let sequences = config.train.prompts_per_step * config.rollout.group_size;
-        let demand = Demand {
-            longest_prompt: config.data.max_prompt_length,
-            longest_completion: config.rollout.max_completion_length,
-            step_groups: config.train.prompts_per_step,
-            step_sequences: sequences,
-            group: config.rollout.group_size,
-            sampled: sequences,
-            reference_rows: wants_reference(&credit, config),
-            training: true,
-            tokens_per_batch: config.train.tokens_per_batch,
-        };
-        let capacity = demand.capacity(&layouts);
-        let plan = plan::<D>(&shape, &capacity, &dir, &layouts, true)?;
-        let available = available_memory();
-        if self.json {
-            let object = json!({
-                "entries": plan.entries,
-                "total_bytes": plan.total(),
-                "available_bytes": available,
-                "rows": capacity.rows,
-                "kv_pages": capacity.pages,
-            });
-            return Ok(format!("{object}\n"));
+        let mut layouts = vec![initial_adapter(config, &shape)?.layout];
+        if let Some(dir) = &config.reference.adapter {
+            let reference = AdapterSource::load(dir, &shape).context("reference.adapter")?;
+            layouts.push(reference.layout);
         }
-        let verdict = match available {
-            Some(a) if plan.total() > a => {
-                format!("would not fit: {} MiB are available\n", a >> 20)
-            }
-            Some(a) => format!("fits: {} MiB are available\n", a >> 20),
-            None => String::new(),
+        // Files are not read for a plan: as many problems as may be held out.
+        let held_out = match data_path(config, &config.data.eval, "data.eval", "eval.jsonl")? {
+            None => 0,
+            Some(_) if config.eval.limit > 0 => config.eval.limit,
+            Some(_) => DECODE_ROWS,
         };
-        Ok(format!(
-            "{}{verdict}prompts of up to data.max_prompt_length = {} tokens are planned for\n",
-            plan.table(),
-            config.data.max_prompt_length
-        ))
+        let longest = config.data.max_prompt_length;
+        Ok(Planning {
+            kind,
+            types: WeightTypes::read(&dir, &shape)?,
+            shape,
+            layouts,
+            demand: training_demand(config, &credit, longest, held_out),
+        })
     }
+
+    fn plan(&self, demand: &Demand, decode_rows: usize) -> Plan {
+        let capacity = demand.capacity_with(&self.layouts, decode_rows);
+        Plan::new(
+            self.kind,
+            &self.types,
+            &self.shape,
+            &capacity,
+            &self.layouts,
+            demand.training,
+        )
+    }
+
+    fn configured(&self) -> Plan {
+        self.plan(&self.demand, DECODE_ROWS)
+    }
+
+    fn largest(&self, memory: u64) -> Largest {
+        let d = &self.demand;
+        let with_tokens = |tokens_per_batch| {
+            let demand = Demand {
+                tokens_per_batch,
+                ..*d
+            };
+            self.plan(&demand, DECODE_ROWS).total() <= memory
+        };
+        let step = d.step_groups * d.longest_prompt + d.step_sequences * d.longest_completion;
+        let copies = 1 + usize::from(d.reference_rows);
+        let whole = (copies * step).max(16 * d.longest_prompt);
+        let tokens_per_batch = most(whole, with_tokens);
+        // Decode rows are those of the group at least, whatever is asked.
+        let with_decode = |rows| {
+            let demand = Demand {
+                sampled: rows,
+                ..*d
+            };
+            rows < d.group || self.plan(&demand, rows).total() <= memory
+        };
+        Largest {
+            tokens_per_batch,
+            whole_step: tokens_per_batch == Some(whole),
+            decode_rows: most(MOST_DECODE_ROWS, with_decode).filter(|&rows| rows >= d.group),
+        }
+    }
+
+    fn json(&self, available: Option<u64>) -> String {
+        let plan = self.configured();
+        let roles: BTreeMap<&str, u64> = Role::ALL
+            .into_iter()
+            .map(|r| (r.name(), plan.role_bytes(r)))
+            .collect();
+        let largest = available.map(|a| self.largest(a));
+        let blame: Vec<&str> = match available {
+            Some(a) if plan.total() > a => plan.blame().iter().map(|e| e.what.as_str()).collect(),
+            _ => Vec::new(),
+        };
+        let object = json!({
+            "device": plan.kind.name(),
+            "entries": plan.entries,
+            "roles": roles,
+            "shared_bytes": plan.shared_bytes(),
+            "total_bytes": plan.total(),
+            "available_bytes": available,
+            "fits": available.map(|a| plan.total() <= a),
+            "blame": blame,
+            "rows": plan.capacity.rows,
+            "saved_rows": plan.capacity.saved_rows,
+            "kv_pages": plan.capacity.pages,
+            "largest_tokens_per_batch": largest.as_ref().and_then(|l| l.tokens_per_batch),
+            "largest_is_whole_step": largest.as_ref().map(|l| l.whole_step),
+            "largest_decode_rows": largest.as_ref().and_then(|l| l.decode_rows),
+        });
+        format!("{object}\n")
+    }
+
+    fn text(&self, config: &Config, available: Option<u64>) -> String {
+        let plan = self.configured();
+        let mut out = plan.table();
+        out.push('\n');
+        match available {
+            None => out += "how much memory there is could not be asked: give --memory\n",
+            Some(a) => {
+                match plan.refusal(a) {
+                    Some(refusal) => out += &refusal,
+                    None => out += &format!("fits: {} MiB are available\n", a >> 20),
+                }
+                let largest = self.largest(a);
+                out += &match (largest.tokens_per_batch, largest.whole_step) {
+                    (Some(n), false) => format!("largest train.tokens_per_batch that fits: {n}\n"),
+                    (Some(n), true) => {
+                        format!("any train.tokens_per_batch fits: the whole step is {n} tokens\n")
+                    }
+                    (None, _) => "no train.tokens_per_batch fits\n".to_string(),
+                };
+                out += &match largest.decode_rows {
+                    Some(MOST_DECODE_ROWS) => {
+                        format!("sequences side by side that fit: {MOST_DECODE_ROWS} and more\n")
+                    }
+                    Some(n) => format!(
+                        "sequences side by side that fit: {n} (up to {DECODE_ROWS} are decoded in one batch)\n"
+                    ),
+                    None => "no group of samples fits side by side\n".to_string(),
+                };
+            }
+        }
+        out + &format!(
+            "prompts of up to data.max_prompt_length = {} tokens are planned for\n",
+            config.data.max_prompt_length
+        )
+    }
+}
+
+/// Where the search for decode rows ends.
+const MOST_DECODE_ROWS: usize = 1 << 14;
+
+/// The largest n in 1..=end that fits: such that n + 1 does not.
+fn most(end: usize, fits: impl Fn(usize) -> bool) -> Option<usize> {
+    if fits(end) {
+        return Some(end);
+    }
+    let (mut good, mut bad) = (0, end);
+    while bad - good > 1 {
+        let middle = good + (bad - good) / 2;
+        match fits(middle) {
+            true => good = middle,
+            false => bad = middle,
+        }
+    }
+    (good > 0).then_some(good)
 }

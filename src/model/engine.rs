@@ -5,7 +5,8 @@ use std::path::Path;
 use anyhow::{Context as _, Result, ensure};
 
 use crate::credit::HiddenChoice;
-use crate::device::{BatchCapacity, Ctx, Float};
+use crate::device::memory::Role;
+use crate::device::{Ctx, Float};
 use crate::episode::AdapterId;
 use crate::model::adapter::AdapterLayout;
 use crate::model::backward::backward;
@@ -14,7 +15,7 @@ use crate::model::buffers::{Activations, KvCache, Scratch};
 use crate::model::config::{Group, ModelShape};
 use crate::model::forward::{ResidualProbe, forward};
 use crate::model::half_layer::{Context, GradientArena, HalfLayers, Pass, slice, slice_mut};
-use crate::model::plan::Capacity;
+use crate::model::plan::{Capacity, EXACT, Phase, Plan, Planned, WeightTypes, noise_floor_rows};
 use crate::model::qwen3::Model;
 use crate::ops::Ops;
 use crate::ops::sample::{SampleRequest, Sampled};
@@ -48,39 +49,99 @@ pub struct Engine<D: HalfLayers> {
     logprobs: D::Buf<f32>,
     entropies: D::Buf<f32>,
     norms: D::Buf<f32>,
+    /// For the noise floor: a residual stream in f32.
+    exact: Option<Activations<D, f32>>,
+    plan: Plan,
+    region: D::Region,
+    /// Whose contents the overlaid buffers hold.
+    phase: Phase,
 }
 
 impl<D: HalfLayers> Engine<D> {
     /// Load the model in `dir` and make room for `capacity`; `training` also
-    /// for backwards.
+    /// for backwards. Adapters come on top of it: see [`Engine::with_plan`].
     pub fn load(device: D, dir: &Path, capacity: Capacity, training: bool) -> Result<Self> {
+        let shape = ModelShape::load(dir)?;
+        let types = WeightTypes::read(dir, &shape)?;
+        let kind = device.memory_kind();
+        let plan = Plan::new(kind, &types, &shape, &capacity, &[], training);
+        Engine::with_plan(device, dir, plan)
+    }
+
+    /// Load the model in `dir` into memory as the plan has it.
+    pub fn with_plan(device: D, dir: &Path, plan: Plan) -> Result<Self> {
+        let (capacity, training) = (plan.capacity, plan.training);
         let stream = device.new_stream()?;
         let ctx = Ctx { stream: &stream };
+        for role in [Role::Weights, Role::Adapters, Role::Staging] {
+            device.reserve(role, plan.role_bytes(role))?;
+        }
         let model = Model::load(&device, &ctx, dir, training, capacity.positions)?;
+        device.reserve_workspace(&stream, plan.workspace_bytes())?;
         let adapters = device.new_adapters(&model.shape)?;
-        let batch = device.new_batch(BatchCapacity {
-            rows: capacity.rows,
-            segments: capacity.segments,
-            pairs: capacity.pairs,
-        })?;
-        let scratch = match training {
-            true => Some(Scratch::new(&device, &model.shape, &capacity)?),
-            false => None,
+        let batch = device.new_batch(capacity.batch())?;
+        let region = device.region(plan.region_bytes())?;
+        let planned = Planned {
+            device: &device,
+            plan: &plan,
+            region: &region,
         };
+        let bf16 = size_of::<D::Act>() == 2;
         Ok(Engine {
-            acts: Activations::new(&device, &model.shape, &capacity)?,
-            logprobs: device.alloc(capacity.pairs)?,
-            entropies: device.alloc(capacity.pairs)?,
-            norms: device.alloc(capacity.pairs)?,
-            scratch,
+            acts: Activations::new(&planned, "")?,
+            logprobs: planned.buffer("logprobs")?.0,
+            entropies: planned.buffer("entropies")?.0,
+            norms: planned.buffer("norms")?.0,
+            scratch: match training {
+                true => Some(Scratch::new(&planned)?),
+                false => None,
+            },
+            exact: match training && bf16 {
+                true => Some(Activations::new(&planned, EXACT)?),
+                false => None,
+            },
             batch,
             adapters,
             residents: Vec::new(),
             model,
             capacity,
             stream,
+            plan,
+            region,
+            phase: Phase::Forward,
             device,
         })
+    }
+
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// The plan's KV pages, to be asked for once. What they hold lasts until
+    /// the next update.
+    pub fn new_cache(&self) -> Result<KvCache<D>> {
+        KvCache::planned(&Planned {
+            device: &self.device,
+            plan: &self.plan,
+            region: &self.region,
+        })
+    }
+
+    /// Let a phase have the buffers that phases share. Its own are zero then,
+    /// as if they had never been another's: what a kernel reads beyond a
+    /// context's end and multiplies by nothing must at least be finite.
+    fn enter(&mut self, phase: Phase) -> Result<()> {
+        if self.phase == phase {
+            return Ok(());
+        }
+        self.phase = phase;
+        if self.plan.kind.overlays() {
+            for (offset, bytes) in self.plan.cleared(phase) {
+                self.device
+                    .clear(&self.ctx(), &self.region, offset, bytes)?;
+            }
+        }
+        Ok(())
     }
 
     pub fn shape(&self) -> &ModelShape {
@@ -102,7 +163,7 @@ impl<D: HalfLayers> Engine<D> {
             );
         }
         let id = AdapterId(self.residents.len() as u32);
-        let mut buf = self.device.alloc(layout.len())?;
+        let mut buf = self.device.alloc_for(Role::Adapters, layout.len())?;
         let ctx = Ctx {
             stream: &self.stream,
         };
@@ -345,18 +406,26 @@ impl<D: HalfLayers> Engine<D> {
         if size_of::<D::Act>() == 4 {
             return Ok(0.0);
         }
-        let capacity = Capacity {
-            rows: batch.rows(),
-            saved_rows: 0,
-            ..self.capacity
-        };
-        let (states, _) = self.logits(batch)?;
-        let mut exact: Activations<D, f32> =
-            Activations::new(&self.device, &self.model.shape, &capacity)?;
+        ensure!(
+            batch.rows() <= noise_floor_rows(&self.capacity),
+            "a noise floor of {} rows is over its plan",
+            batch.rows()
+        );
+        self.load_batch(batch)?;
+        self.forward_loaded(Context::Packed, None)?;
+        let count = self.device.batch(&self.batch).rows() * self.model.shape.hidden_size;
+        let mut states = vec![D::Act::default(); count];
+        let from = slice(&self.acts.x_final, count);
+        self.device.download(&self.ctx(), from, &mut states)?;
+        self.enter(Phase::NoiseFloor)?;
+        let s_width = self.s_width();
+        let exact = self
+            .exact
+            .as_mut()
+            .context("the engine was loaded without room for training")?;
         let ctx = Ctx {
             stream: &self.stream,
         };
-        let s_width = self.s_width();
         let host = self.device.batch(&self.batch);
         let pass = Pass {
             ctx: &ctx,
@@ -367,7 +436,7 @@ impl<D: HalfLayers> Engine<D> {
             rows: host.rows(),
             saved_rows: 0,
         };
-        forward(&self.device, &pass, &mut exact, Context::Packed, None)?;
+        forward(&self.device, &pass, exact, Context::Packed, None)?;
         let hidden = self.model.shape.hidden_size;
         let mut other = vec![D::Act::default(); states.len()];
         self.device
@@ -379,7 +448,7 @@ impl<D: HalfLayers> Engine<D> {
             .map(|(a, b)| {
                 a.iter()
                     .zip(b)
-                    .map(|(x, y)| (*x as f64 - y.to_f32() as f64).powi(2))
+                    .map(|(x, y)| (x.to_f32() as f64 - y.to_f32() as f64).powi(2))
                     .sum::<f64>()
                     .sqrt()
             })
@@ -416,6 +485,10 @@ impl<D: HalfLayers> Engine<D> {
     }
 
     fn forward_loaded(&mut self, context: Context<D>, hidden: Option<HiddenChoice>) -> Result<()> {
+        self.enter(match self.device.batch(&self.batch).saved_rows {
+            0 => Phase::Forward,
+            _ => Phase::Update,
+        })?;
         let ctx = Ctx {
             stream: &self.stream,
         };

@@ -7,7 +7,7 @@
 pub mod adamw;
 pub mod attention;
 pub mod cost;
-mod cuda;
+pub(crate) mod cuda;
 pub mod decode;
 pub mod embedding;
 pub mod linear;

@@ -7,6 +7,7 @@ use safetensors::tensor::{Dtype, TensorView};
 
 use crate::config::{OptimizerConfig, Schedule};
 use crate::device::Ctx;
+use crate::device::memory::Role;
 use crate::episode::AdapterId;
 use crate::model::adapter::AdapterLayout;
 use crate::model::engine::Engine;
@@ -37,9 +38,9 @@ impl<D: HalfLayers> Optimizer<D> {
     pub fn new(device: &D, layout: &AdapterLayout, config: &OptimizerConfig) -> Result<Self> {
         Ok(Optimizer {
             config: config.clone(),
-            grads: device.alloc(layout.len())?,
-            m: device.alloc(layout.len())?,
-            v: device.alloc(layout.len())?,
+            grads: device.alloc_for(Role::Adapters, layout.len())?,
+            m: device.alloc_for(Role::Adapters, layout.len())?,
+            v: device.alloc_for(Role::Adapters, layout.len())?,
             step: 0,
             layout: layout.clone(),
         })

@@ -179,6 +179,7 @@ impl<D: Device> On<D> {
             rows: batch.rows().max(1),
             segments: batch.segments.len().max(1),
             pairs: batch.pairs.len().max(batch.residual_pairs.len()).max(1),
+            ..BatchCapacity::default()
         };
         let mut loaded = self.device.new_batch(capacity).expect("memory");
         self.device

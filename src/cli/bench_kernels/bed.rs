@@ -121,6 +121,7 @@ impl<'a, D: HalfLayers> Bed<'a, D> {
             rows: host.rows(),
             segments: host.segments.len(),
             pairs: host.pairs.len().max(host.residual_pairs.len()),
+            ..BatchCapacity::default()
         })?;
         device.load_batch(ctx, &mut batch, host.clone())?;
         let settings = LoraSettings::uniform(&shape, &Module::ALL, r, 2.0 * r as f32, 0.0, false);
@@ -487,6 +488,7 @@ impl<'a, D: HalfLayers> Bed<'a, D> {
             rows: n,
             segments: n,
             pairs: 1,
+            ..BatchCapacity::default()
         })?;
         device.load_batch(ctx, &mut loaded, decode)?;
         let len = page_count * page_elements(shape);

@@ -11,6 +11,7 @@ use cudarc::cublaslt::sys::{self as lt, cublasStatus_t};
 use cudarc::driver::sys::CUstream;
 
 use super::driver::{Gemm, StreamId};
+use crate::device::memory::GEMM_WORKSPACE;
 
 /// What a plan depends on: all but the addresses.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -57,9 +58,6 @@ macro_rules! cublas {
 }
 
 impl CublasLt {
-    /// Bytes of a stream's workspace: what NVIDIA recommends for Hopper.
-    pub const WORKSPACE: usize = 32 << 20;
-
     pub fn new() -> Result<Self> {
         // SAFETY: only tries to open the library.
         ensure!(
@@ -105,7 +103,7 @@ impl CublasLt {
         let (one, beta) = (1f32, if g.accumulate { 1f32 } else { 0f32 });
         let scalar = |x: &f32| -> *const c_void { std::ptr::from_ref(x).cast() };
         // The operands' extents are the caller's promise; the workspace has
-        // WORKSPACE bytes.
+        // GEMM_WORKSPACE bytes.
         cublas!(
             "a product",
             lt::cublasLtMatmul(
@@ -123,7 +121,7 @@ impl CublasLt {
                 plan.result,
                 &plan.algorithm,
                 workspace as *mut c_void,
-                Self::WORKSPACE,
+                GEMM_WORKSPACE,
                 stream.cast()
             )
         )
@@ -191,7 +189,7 @@ impl CublasLt {
             "planning a product",
             lt::cublasLtMatmulPreferenceCreate(&mut preference)
         )?;
-        let bytes = Self::WORKSPACE;
+        let bytes = GEMM_WORKSPACE;
         cublas!(
             "planning a product",
             lt::cublasLtMatmulPreferenceSetAttribute(

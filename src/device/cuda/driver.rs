@@ -92,6 +92,15 @@ pub trait Driver: Send + Sync {
         args: LaunchArgs,
     ) -> Result<()>;
     fn gemm(&self, stream: StreamId, gemm: &Gemm) -> Result<()>;
+    /// Bytes of scratch that a stream's products need.
+    fn gemm_workspace(&self) -> usize {
+        0
+    }
+    /// Let the stream's products use so many bytes at `ptr`, which stay
+    /// allocated as long as the stream is used.
+    fn set_gemm_workspace(&self, _: StreamId, _ptr: u64) {}
+    /// Bytes that could be allocated now, where it is known.
+    fn free_memory(&self) -> Option<u64>;
     fn synchronize(&self, stream: StreamId) -> Result<()>;
     /// Marks the stream's present end.
     fn record(&self, stream: StreamId) -> Result<EventId>;

@@ -290,6 +290,10 @@ impl Driver for Emulator {
         Ok(())
     }
 
+    fn free_memory(&self) -> Option<u64> {
+        crate::model::plan::available_memory()
+    }
+
     fn synchronize(&self, _: StreamId) -> Result<()> {
         Ok(())
     }

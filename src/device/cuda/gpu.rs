@@ -12,12 +12,10 @@ use cudarc::driver::sys::{self, CUcontext, CUevent, CUfunction, CUmodule, CUresu
 
 use super::cublaslt::CublasLt;
 use super::driver::{DeviceInfo, Driver, EventId, Extent, Gemm, LaunchArgs, StreamId};
-use super::{Cuda, lock};
+use super::{Cuda, STAGING, lock};
+use crate::device::memory::GEMM_WORKSPACE;
 
 include!(concat!(env!("OUT_DIR"), "/fatbins.rs"));
-
-/// Pinned memory of one direction.
-const STAGING: usize = 8 << 20;
 
 /// What a driver must support: kernels are compiled by CUDA 13, whose SASS
 /// needs no newer driver than 12.0 and whose PTX is for compute_90.
@@ -463,9 +461,35 @@ impl Driver for Gpu {
         let blas = blas.as_mut().context("just made")?;
         let workspace = match blas.workspace(stream) {
             Some(ptr) => ptr,
-            None => blas.set_workspace(stream, self.alloc(CublasLt::WORKSPACE)?),
+            None => blas.set_workspace(stream, self.alloc(GEMM_WORKSPACE)?),
         };
         blas.multiply(self.stream(stream)?, workspace, gemm)
+    }
+
+    fn gemm_workspace(&self) -> usize {
+        GEMM_WORKSPACE
+    }
+
+    fn set_gemm_workspace(&self, stream: StreamId, ptr: u64) {
+        // Without cuBLASLt the first product says so.
+        let mut blas = lock(&self.blas);
+        if blas.is_none() {
+            *blas = CublasLt::new().ok();
+        }
+        if let Some(blas) = blas.as_mut() {
+            blas.set_workspace(stream, ptr);
+        }
+    }
+
+    fn free_memory(&self) -> Option<u64> {
+        self.enter().ok()?;
+        let (mut free, mut total) = (0, 0);
+        cuda!(
+            "asking for free memory",
+            sys::cuMemGetInfo_v2(&mut free, &mut total)
+        )
+        .ok()?;
+        Some(free as u64)
     }
 
     fn synchronize(&self, stream: StreamId) -> Result<()> {

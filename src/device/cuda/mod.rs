@@ -1,6 +1,7 @@
 //! The CUDA device: bf16 activations, kernels from `cuda/*.cu`, base products
 //! through cuBLASLt; on a GPU, or in the emulator.
 
+mod arena;
 pub mod batch;
 mod cublaslt;
 pub mod driver;
@@ -12,16 +13,18 @@ mod host_gemm;
 pub mod launch;
 
 use std::collections::HashMap;
-use std::marker::PhantomData;
 use std::sync::{Arc, Mutex, Weak};
 
 use anyhow::{Context as _, Result, ensure};
 use half::bf16;
 use memmap2::Mmap;
 
+use super::memory::{MemoryKind, Role};
 use super::{BatchCapacity, Ctx, Device, Element, Slice, SliceMut};
 use crate::model::batch::Batch;
 use crate::model::config::ModelShape;
+pub use arena::{Allocation, CudaBuf, MemoryUse};
+use arena::{Arenas, Usage};
 use batch::CudaBatch;
 use driver::{Driver, StreamId};
 pub use launch::{Address, Launch};
@@ -29,13 +32,25 @@ pub use launch::{Address, Launch};
 /// Weights on the device by where they lie in a mapped file, so that a tied
 /// head and embedding are one buffer. The map is kept, or its address might come
 /// to mean another file.
-pub(crate) type LoadedWeights = Mutex<HashMap<(usize, usize), (Weak<Allocation>, Arc<Mmap>)>>;
+pub(crate) type LoadedWeights = Mutex<HashMap<(usize, usize), LoadedWeight>>;
+
+/// Where a weight lies on the device.
+pub(crate) struct LoadedWeight {
+    pub memory: Weak<Allocation>,
+    pub offset: usize,
+    pub _map: Arc<Mmap>,
+}
+
+/// Page-locked memory of one direction of copies, in bytes.
+pub const STAGING: usize = 8 << 20;
 
 /// A CUDA device and whoever executes it. Clones are the same device.
 #[derive(Clone)]
 pub struct Cuda {
     pub(crate) driver: Arc<dyn Driver>,
     pub(crate) weights: Arc<LoadedWeights>,
+    usage: Arc<Usage>,
+    arenas: Arc<Arenas>,
 }
 
 impl Cuda {
@@ -43,18 +58,18 @@ impl Cuda {
         Cuda {
             driver,
             weights: Arc::default(),
+            usage: Arc::default(),
+            arenas: Arc::default(),
         }
     }
 
-    /// Memory for `len` elements with undefined contents.
-    pub(crate) fn alloc_raw<T: Element>(&self, len: usize) -> Result<CudaBuf<T>> {
-        let bytes = len * size_of::<T>();
-        Ok(CudaBuf {
-            memory: Arc::new(Allocation::new(self.driver.clone(), bytes)?),
-            offset: 0,
-            len,
-            element: PhantomData,
-        })
+    fn cleared<T: Element>(&self, buf: CudaBuf<T>) -> Result<CudaBuf<T>> {
+        if !buf.is_empty() {
+            let (stream, bytes) = (StreamId::DEFAULT, buf.len() * size_of::<T>());
+            self.driver.zero(stream, buf.ptr(), bytes)?;
+            self.driver.synchronize(stream)?;
+        }
+        Ok(buf)
     }
 
     /// This stream's scratch of at least `bytes`, for one op: the next op on
@@ -63,7 +78,7 @@ impl Cuda {
         let mut workspace = lock(&ctx.stream.workspace);
         if workspace.as_ref().is_none_or(|w| w.bytes < bytes) {
             *workspace = None;
-            *workspace = Some(Allocation::new(self.driver.clone(), bytes)?);
+            *workspace = Some(self.allocation(bytes)?);
         }
         Ok(workspace.as_ref().map_or(0, |w| w.ptr))
     }
@@ -75,67 +90,12 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|e| e.into_inner())
 }
 
-/// Device memory, freed on drop.
-pub struct Allocation {
-    driver: Arc<dyn Driver>,
-    pub(crate) ptr: u64,
-    bytes: usize,
-}
-
-impl Allocation {
-    fn new(driver: Arc<dyn Driver>, bytes: usize) -> Result<Self> {
-        let ptr = match bytes {
-            0 => 0,
-            _ => driver.alloc(bytes)?,
-        };
-        Ok(Allocation { driver, ptr, bytes })
-    }
-}
-
-impl Drop for Allocation {
-    fn drop(&mut self) {
-        if self.ptr != 0 {
-            self.driver.free(self.ptr);
-        }
-    }
-}
-
-/// A run of elements in device memory.
-pub struct CudaBuf<T> {
-    pub(crate) memory: Arc<Allocation>,
-    /// In bytes, from the start of the memory.
-    pub(crate) offset: usize,
-    pub(crate) len: usize,
-    element: PhantomData<T>,
-}
-
-impl<T: Element> CudaBuf<T> {
-    pub(crate) fn over(memory: Arc<Allocation>, offset: usize, len: usize) -> Self {
-        CudaBuf {
-            memory,
-            offset,
-            len,
-            element: PhantomData,
-        }
-    }
-
-    pub fn ptr(&self) -> u64 {
-        self.memory.ptr + self.offset as u64
-    }
-
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-}
-
 /// A queue of launches, with the scratch of its ops.
 pub struct CudaStream {
     pub(crate) id: StreamId,
     workspace: Mutex<Option<Allocation>>,
+    /// Scratch of the base products.
+    products: Mutex<Option<Allocation>>,
 }
 
 /// Refuses slices that reach beyond their buffer: a host bug that would corrupt
@@ -155,6 +115,7 @@ impl Device for Cuda {
     type Buf<T: Element> = CudaBuf<T>;
     type Stream = CudaStream;
     type Batch = CudaBatch;
+    type Region = Arc<Allocation>;
 
     fn name(&self) -> String {
         let info = self.driver.info();
@@ -188,17 +149,77 @@ impl Device for Cuda {
         Ok(CudaStream {
             id: self.driver.new_stream()?,
             workspace: Mutex::default(),
+            products: Mutex::default(),
         })
     }
 
     fn alloc<T: Element>(&self, len: usize) -> Result<CudaBuf<T>> {
-        let buf = self.alloc_raw(len)?;
-        if len > 0 {
-            let stream = StreamId::DEFAULT;
-            self.driver.zero(stream, buf.ptr(), len * size_of::<T>())?;
-            self.driver.synchronize(stream)?;
+        let memory = Arc::new(self.allocation(len * size_of::<T>())?);
+        self.cleared(CudaBuf::over(memory, 0, len))
+    }
+
+    fn alloc_for<T: Element>(&self, role: Role, len: usize) -> Result<CudaBuf<T>> {
+        self.cleared(self.alloc_raw(role, len)?)
+    }
+
+    fn reserve(&self, role: Role, bytes: u64) -> Result<()> {
+        self.reserve_arena(role, bytes)
+            .with_context(|| format!("reserving memory for {}", role.name()))
+    }
+
+    fn reserve_workspace(&self, stream: &CudaStream, bytes: u64) -> Result<()> {
+        let mut workspace = lock(&stream.workspace);
+        *workspace = None;
+        *workspace = Some(self.allocation(bytes as usize)?);
+        let mut products = lock(&stream.products);
+        if products.is_none() {
+            let memory = self.allocation(self.driver.gemm_workspace())?;
+            self.driver.set_gemm_workspace(stream.id, memory.ptr);
+            *products = Some(memory);
         }
-        Ok(buf)
+        Ok(())
+    }
+
+    fn region(&self, bytes: u64) -> Result<Arc<Allocation>> {
+        let memory = Arc::new(
+            self.allocation(bytes as usize)
+                .context("reserving memory for activations and KV pages")?,
+        );
+        self.cleared(CudaBuf::<u32>::over(memory.clone(), 0, bytes as usize / 4))?;
+        Ok(memory)
+    }
+
+    fn place<T: Element>(
+        &self,
+        region: &Arc<Allocation>,
+        offset: u64,
+        len: usize,
+    ) -> Result<CudaBuf<T>> {
+        CudaBuf::within(region, offset, len)
+    }
+
+    fn clear(
+        &self,
+        ctx: &Ctx<Self>,
+        region: &Arc<Allocation>,
+        offset: u64,
+        bytes: u64,
+    ) -> Result<()> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        let place = CudaBuf::<u8>::within(region, offset, bytes as usize)?;
+        self.driver.zero(ctx.stream.id, place.ptr(), bytes as usize)
+    }
+
+    fn memory_kind(&self) -> MemoryKind {
+        MemoryKind::Cuda {
+            products: self.driver.gemm_workspace(),
+        }
+    }
+
+    fn available_memory(&self) -> Option<u64> {
+        self.driver.free_memory()
     }
 
     fn upload<T: Element>(&self, ctx: &Ctx<Self>, to: SliceMut<Self, T>, from: &[T]) -> Result<()> {

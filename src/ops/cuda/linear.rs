@@ -12,7 +12,8 @@ use anyhow::{Result, ensure};
 use half::bf16;
 
 use crate::device::cuda::driver::{Gemm, StreamId};
-use crate::device::cuda::{Address, Cuda, CudaBuf, Launch, lock};
+use crate::device::cuda::{Address, Cuda, CudaBuf, Launch, LoadedWeight, lock};
+use crate::device::memory::Role;
 use crate::device::{Ctx, Device, Float, Slice, SliceMut};
 use crate::ops::linear::{Linear, TableInfo, WeightView};
 use crate::ops::lora::LoraCall;
@@ -47,20 +48,27 @@ impl TableInfo for CudaTable {
     }
 }
 
+/// Elements of a weight on the device: rows in whole vectors of 8.
+pub(crate) fn matrix_elements(outputs: usize, inputs: usize) -> usize {
+    outputs.next_multiple_of(8) * inputs
+}
+
 impl Cuda {
     /// Parts one below the other as bf16, with zero rows up to a multiple of 8.
     /// A part that is on the device already (a tied head) is not copied again.
     fn load_rows(&self, parts: &[WeightView]) -> Result<CudaBuf<bf16>> {
         let inputs = parts[0].cols;
         let rows: usize = parts.iter().map(|p| p.rows).sum();
-        let padded = rows.next_multiple_of(8);
+        let elements = matrix_elements(rows, inputs);
         let key = (parts[0].map.as_ptr() as usize, parts[0].bytes.start);
         if parts.len() == 1
-            && let Some(memory) = lock(&self.weights).get(&key).and_then(|w| w.0.upgrade())
+            && let Some((memory, offset)) = lock(&self.weights)
+                .get(&key)
+                .and_then(|w| Some((w.memory.upgrade()?, w.offset)))
         {
-            return Ok(CudaBuf::over(memory, 0, padded * inputs));
+            return Ok(CudaBuf::over(memory, offset, elements));
         }
-        let buf = self.alloc_raw::<bf16>(padded * inputs)?;
+        let buf = self.alloc_raw::<bf16>(Role::Weights, elements)?;
         const ROWS: usize = 4096;
         let mut at = buf.ptr();
         let mut staged: Vec<bf16> = Vec::with_capacity(ROWS.min(rows) * inputs);
@@ -81,13 +89,17 @@ impl Cuda {
                 }
             }
         }
-        staged.resize(staged.len() + (padded - rows) * inputs, bf16::ZERO);
+        staged.resize(staged.len() + elements - rows * inputs, bf16::ZERO);
         send(&mut staged, &mut at)?;
         self.driver.synchronize(StreamId::DEFAULT)?;
         if parts.len() == 1 {
             let mut weights = lock(&self.weights);
-            weights.retain(|_, w| w.0.strong_count() > 0);
-            let entry = (Arc::downgrade(&buf.memory), parts[0].map.clone());
+            weights.retain(|_, w| w.memory.strong_count() > 0);
+            let entry = LoadedWeight {
+                memory: Arc::downgrade(&buf.memory),
+                offset: buf.offset,
+                _map: parts[0].map.clone(),
+            };
             weights.insert(key, entry);
         }
         Ok(buf)
@@ -143,7 +155,7 @@ impl Linear for Cuda {
             None => None,
             Some(values) => {
                 let values: Vec<bf16> = values.iter().map(|&x| Float::from_f32(x)).collect();
-                let buf = self.alloc_raw(values.len())?;
+                let buf = self.alloc_raw(Role::Weights, values.len())?;
                 self.driver
                     .upload(StreamId::DEFAULT, buf.ptr(), bytemuck::cast_slice(&values))?;
                 self.driver.synchronize(StreamId::DEFAULT)?;

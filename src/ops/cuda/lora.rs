@@ -1,7 +1,5 @@
 //! Launches of `cuda/lora.cu`: see [`crate::ops::lora`] for the contract.
 
-use std::sync::Arc;
-
 use anyhow::{Result, ensure};
 use bytemuck::{Pod, Zeroable};
 use half::bf16;
@@ -9,7 +7,8 @@ use half::bf16;
 use super::linear::CudaMatrix;
 use super::stride_grid;
 use crate::device::cuda::batch::CudaBatch;
-use crate::device::cuda::{Address, Allocation, Cuda, CudaBuf, Launch};
+use crate::device::cuda::{Address, Cuda, CudaBuf, Launch};
+use crate::device::memory::Role;
 use crate::device::{Ctx, Slice, SliceMut};
 use crate::episode::AdapterId;
 use crate::model::adapter::AdapterLayout;
@@ -56,7 +55,7 @@ struct Compute {
     factors: Vec<FactorEntry>,
     sources: CudaBuf<u32>,
     count: usize,
-    _memory: Arc<Allocation>,
+    _memory: CudaBuf<bf16>,
 }
 
 /// All resident adapters on the device.
@@ -95,6 +94,32 @@ pub(crate) fn workspace_bytes(rows: usize, widest: usize, r: usize) -> usize {
         1 => 0,
         n => 4 * n * widest * r,
     }
+}
+
+/// The most that a gradient of up to `rows` rows asks for.
+pub(crate) fn most_workspace_bytes(rows: usize, widest: usize, r: usize) -> usize {
+    match MOST_CHUNKS.min(rows.div_ceil(CHUNK_ROWS)) {
+        0 | 1 => 0,
+        n => 4 * n * widest * r,
+    }
+}
+
+/// Elements of an adapter's compute form.
+pub(crate) fn compute_elements(layout: &AdapterLayout) -> usize {
+    layout
+        .factors()
+        .map(|(_, _, f)| f.r.next_multiple_of(16) * (f.inputs + f.outputs))
+        .sum()
+}
+
+/// Words of the map from an adapter's master copy to its compute form.
+pub(crate) fn source_words(layout: &AdapterLayout) -> usize {
+    layout.factors().count() * size_of::<SourceEntry>() / 4
+}
+
+/// Words of the table of so many adapters' factors.
+pub(crate) fn table_words(shape: &ModelShape, adapters: usize) -> usize {
+    shape.num_layers * Module::ALL.len() * adapters * size_of::<FactorEntry>() / 4
 }
 
 /// Rows of a chunk, and how many there are: set by the rows alone, so that a
@@ -457,10 +482,11 @@ impl Cuda {
             );
             elements += f.r.next_multiple_of(16) * (f.inputs + f.outputs);
         }
-        let memory = self.alloc_raw::<bf16>(elements)?.memory;
+        debug_assert_eq!(elements, compute_elements(layout));
+        let memory = self.alloc_raw::<bf16>(Role::Adapters, elements)?;
         let mut factors = vec![FactorEntry::zeroed(); shape.num_layers * Module::ALL.len()];
         let mut sources = Vec::new();
-        let mut at = memory.ptr;
+        let mut at = memory.ptr();
         let mut columns = [0u32; 4];
         let mut current = usize::MAX;
         for (layer, module, f) in layout.factors() {
@@ -501,7 +527,7 @@ impl Cuda {
     }
 
     fn upload_words(&self, ctx: &Ctx<Self>, words: &[u32]) -> Result<CudaBuf<u32>> {
-        let buf = self.alloc_raw::<u32>(words.len())?;
+        let buf = self.alloc_raw::<u32>(Role::Adapters, words.len())?;
         self.driver
             .upload(ctx.stream.id, buf.ptr(), bytemuck::cast_slice(words))?;
         Ok(buf)

@@ -16,9 +16,49 @@ mod swiglu;
 
 use anyhow::{Result, bail};
 
+pub(crate) use linear::matrix_elements;
+pub(crate) use lora::{compute_elements, source_words, table_words};
+
 use crate::device::Float;
 use crate::device::cuda::Cuda;
+use crate::model::adapter::AdapterLayout;
 use crate::model::config::ModelShape;
+use crate::model::plan::Capacity;
+
+/// The most scratch that any op will ask for.
+pub(crate) fn workspace_bytes(
+    shape: &ModelShape,
+    capacity: &Capacity,
+    adapters: &[AdapterLayout],
+    training: bool,
+) -> usize {
+    let (hidden, vocab) = (shape.hidden_size, shape.vocab_size);
+    let samples = match capacity.pages {
+        0 => 0,
+        _ => capacity.rows.min(capacity.segments),
+    };
+    let mut most = logprob::workspace_bytes(capacity.pairs, hidden, vocab, false)
+        .max(sample::workspace_bytes(samples, hidden, vocab));
+    if training {
+        let rows = capacity.saved_rows;
+        most = most
+            .max(logprob::workspace_bytes(
+                capacity.pairs,
+                hidden,
+                vocab,
+                true,
+            ))
+            .max(attention::workspace_bytes(rows, shape));
+        for layout in adapters {
+            most = most.max(adamw::workspace_bytes(layout.len()));
+            for (_, _, f) in layout.factors() {
+                let widest = f.inputs.max(f.outputs);
+                most = most.max(lora::most_workspace_bytes(rows, widest, f.r));
+            }
+        }
+    }
+    most
+}
 
 /// The kernel for a residual stream of type `R`.
 fn by_type<R: Float>(bf16: &'static str, f32: &'static str) -> Result<&'static str> {
