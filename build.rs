@@ -205,6 +205,7 @@ fn fatbins(sources: &[PathBuf], out: &Path) {
     }
     let archs = archs();
     let mut images = String::new();
+    let mut major = 0;
     let mut table = String::from(
         "/// Kernel files by stem, as fatbins.\nstatic FATBINS: &[(&str, &[u8])] = &[\n",
     );
@@ -215,6 +216,12 @@ fn fatbins(sources: &[PathBuf], out: &Path) {
             .output()
             .map(|o| String::from_utf8_lossy(&o.stdout).into_owned())
             .unwrap_or_default();
+        // "Cuda compilation tools, release 13.0, V13.0.88"
+        let release = version.split("release ").nth(1).unwrap_or_default();
+        major = release
+            .split('.')
+            .next()
+            .map_or(0, |n| n.parse().unwrap_or(0));
         let headers = read(&[
             Path::new("cuda/common.cuh"),
             Path::new("cuda/intrinsics.cuh"),
@@ -266,7 +273,7 @@ fn fatbins(sources: &[PathBuf], out: &Path) {
     }
     let _ = writeln!(
         table,
-        "];\n/// What they were compiled for.\nconst ARCHS: &str = {:?};",
+        "];\n/// What they were compiled for.\nconst ARCHS: &str = {:?};\n/// By which nvcc.\nconst NVCC_MAJOR: i32 = {major};",
         archs.join(", ")
     );
     fs::write(out.join("fatbins.rs"), images + &table).expect("OUT_DIR can be written");

@@ -5,6 +5,7 @@ mod cli;
 mod common;
 mod docs;
 mod emulator;
+mod fake_gpu;
 mod gradients;
 mod invariance;
 mod kernels;

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use arca::config::{Config, OptimizerConfig};
 use arca::device::cpu::Cpu;
-use arca::device::memory::{Dtype, GEMM_WORKSPACE, MemoryKind, Role};
+use arca::device::memory::{Dtype, MemoryKind, Role};
 use arca::episode::AdapterId;
 use arca::model::batch::Batch;
 use arca::model::config::{ModelShape, Module};
@@ -268,9 +268,7 @@ fn large(kind: MemoryKind, tokens_per_batch: usize, training: bool) -> Plan {
     Plan::new(kind, &types, &shape, &capacity, &layouts, training)
 }
 
-const GPU: MemoryKind = MemoryKind::Cuda {
-    products: GEMM_WORKSPACE,
-};
+const GPU: MemoryKind = MemoryKind::Cuda;
 
 #[test]
 fn totals_are_the_sum_of_the_rows() {

@@ -37,6 +37,8 @@ int arca_emu_free(void* pointer, char* error, uint64_t error_capacity);
 // The host wrote here; reading it is no longer an error.
 void arca_emu_mark_written(void* pointer, uint64_t bytes);
 int arca_emu_has_kernel(const char* kernel, int checked);
+// Sizes of a kernel's parameters, as many as there is room for; how many it has.
+uint32_t arca_emu_parameters(const char* kernel, uint64_t* sizes, uint32_t capacity);
 
 #ifdef __cplusplus
 }

@@ -196,6 +196,14 @@ extern "C" int arca_emu_has_kernel(const char* kernel, int checked) {
   return emu::find_kernel(kernel, checked != 0) != nullptr;
 }
 
+extern "C" uint32_t arca_emu_parameters(const char* name, uint64_t* sizes, uint32_t capacity) {
+  const emu::Kernel* kernel = emu::find_kernel(name, false);
+  if (kernel == nullptr) return 0;
+  const uint32_t count = static_cast<uint32_t>(kernel->sizes.size());
+  for (uint32_t i = 0; i < count && i < capacity; i++) sizes[i] = kernel->sizes[i];
+  return count;
+}
+
 extern "C" int arca_emu_launch(const char* name, const uint32_t grid[3], const uint32_t block[3],
                                uint32_t shared_bytes, void** args, const uint64_t* sizes,
                                uint32_t count, const ArcaEmuSettings* settings,

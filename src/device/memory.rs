@@ -83,17 +83,13 @@ impl Dtype {
 /// Buffers on a CUDA device start at multiples of this many bytes.
 pub const CUDA_ALIGNMENT: usize = 256;
 
-/// Bytes of a stream's scratch for cuBLASLt: what NVIDIA recommends for Hopper.
-pub const GEMM_WORKSPACE: usize = 32 << 20;
-
 /// All that a plan asks of a device, so that planning needs none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MemoryKind {
     /// Weights packed for each direction, memory touched when it is written.
     Cpu { act: Dtype },
-    /// bf16, one copy of the weights, one allocation per arena; `products` is
-    /// the scratch of base products in bytes.
-    Cuda { products: usize },
+    /// bf16, one copy of the weights, one allocation per arena.
+    Cuda,
 }
 
 impl MemoryKind {
@@ -101,7 +97,7 @@ impl MemoryKind {
     pub fn act(self) -> Dtype {
         match self {
             MemoryKind::Cpu { act } => act,
-            MemoryKind::Cuda { .. } => Dtype::Bf16,
+            MemoryKind::Cuda => Dtype::Bf16,
         }
     }
 
@@ -109,20 +105,20 @@ impl MemoryKind {
     pub fn alignment(self) -> usize {
         match self {
             MemoryKind::Cpu { .. } => 1,
-            MemoryKind::Cuda { .. } => CUDA_ALIGNMENT,
+            MemoryKind::Cuda => CUDA_ALIGNMENT,
         }
     }
 
     /// Whether buffers that are never in use at once lie over each other. The
     /// CPU's untouched pages cost nothing, so it keeps them apart.
     pub fn overlays(self) -> bool {
-        matches!(self, MemoryKind::Cuda { .. })
+        self == MemoryKind::Cuda
     }
 
     pub fn name(self) -> &'static str {
         match self {
             MemoryKind::Cpu { .. } => "cpu",
-            MemoryKind::Cuda { .. } => "cuda",
+            MemoryKind::Cuda => "cuda",
         }
     }
 }

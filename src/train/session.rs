@@ -11,7 +11,7 @@ use crate::device::cpu::Cpu;
 use crate::device::cuda::Cuda;
 #[cfg(feature = "emulator")]
 use crate::device::cuda::emulator::EmulatorSettings;
-use crate::device::memory::{Dtype, GEMM_WORKSPACE, MemoryKind};
+use crate::device::memory::{Dtype, MemoryKind};
 use crate::device::{Device as _, Float};
 use crate::episode::AdapterId;
 use crate::model::adapter::AdapterLayout;
@@ -42,7 +42,12 @@ pub fn on_device<T: OnDevice>(config: &Config, work: T) -> Result<T::Output> {
     match device {
         "auto" if dtype != Some(ComputeDtype::F32) => match Cuda::gpu(0) {
             Ok(gpu) => work.run(gpu),
-            Err(_) => on_cpu(dtype, work),
+            Err(e) => {
+                if Cuda::has_driver() {
+                    eprintln!("warning: the GPU is not used: {e:#}");
+                }
+                on_cpu(dtype, work)
+            }
         },
         "auto" | "cpu" => on_cpu(dtype, work),
         "cuda" | "emulator" if dtype == Some(ComputeDtype::F32) => Err(computes_in_bf16(device)),
@@ -85,9 +90,7 @@ pub fn device_memory(config: &Config) -> Result<(MemoryKind, Option<u64>)> {
             Some(ComputeDtype::Bf16) => Dtype::Bf16,
         },
     };
-    let gpu = MemoryKind::Cuda {
-        products: GEMM_WORKSPACE,
-    };
+    let gpu = MemoryKind::Cuda;
     let free = |gpu: Cuda| gpu.available_memory();
     let device = config.train.device.as_str();
     Ok(match device {
@@ -96,7 +99,7 @@ pub fn device_memory(config: &Config) -> Result<(MemoryKind, Option<u64>)> {
             return Err(computes_in_bf16(device));
         }
         "cuda" => (gpu, Cuda::gpu(0).ok().and_then(free)),
-        "emulator" => (MemoryKind::Cuda { products: 0 }, available_memory()),
+        "emulator" => (gpu, available_memory()),
         // Auto, as `on_device` has it; a name that is none is refused there.
         _ => match (dtype, Cuda::gpu(0)) {
             (None | Some(ComputeDtype::Bf16), Ok(found)) => (gpu, free(found)),

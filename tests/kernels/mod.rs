@@ -20,6 +20,7 @@ mod rmsnorm;
 mod sample;
 mod selftest;
 mod swiglu;
+mod traffic;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 

@@ -251,17 +251,18 @@ impl Lists {
     }
 }
 
-/// Words of a descriptor of this capacity.
+/// Words of a descriptor of this capacity, with two prefixes a segment.
 pub(crate) fn words_for(c: &BatchCapacity) -> usize {
     let tiles = c.rows.div_ceil(QUERY_TILE) + c.segments;
-    // tokens, positions, dropout keys, row_pair_ends; every page is in one
-    // list, its group's or its sequence's own.
+    // tokens, positions, dropout keys (of two words), row_pair_ends
     5 * c.rows
-        + c.segments * (11 + 2 * 3 + 2 * 2)
-        + c.pages
+        + 1
+        + c.segments * (11 + 3 * 3 + 3 * 2)
         + tiles * (4 + 4 + 3)
         + 6 * c.pairs
-        + 16 * 4
+        + c.pages
+        // Each of 16 lists begins at a multiple of four words.
+        + 16 * 3
 }
 
 /// Append a list, 16-byte aligned; `at` becomes its first word's index.

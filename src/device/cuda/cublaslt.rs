@@ -10,13 +10,15 @@ use anyhow::{Result, bail, ensure};
 use cudarc::cublaslt::sys::{self as lt, cublasStatus_t};
 use cudarc::driver::sys::CUstream;
 
-use super::driver::{Gemm, StreamId};
-use crate::device::memory::GEMM_WORKSPACE;
+use super::driver::{Gemm, ProductWorkspace};
 
 /// What a plan depends on: all but the addresses.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 struct Key {
     sizes: [usize; 6],
+    /// Of A, B and C in bytes, up to 256: an algorithm chosen for more may
+    /// fault, and one chosen for less is slower.
+    alignments: [u32; 3],
     transpose_a: bool,
     transpose_b: bool,
     c_f32: bool,
@@ -31,11 +33,10 @@ struct Plan {
     algorithm: lt::cublasLtMatmulAlgo_t,
 }
 
-/// The library with its plans and the streams' workspaces.
+/// The library with its plans.
 pub struct CublasLt {
     handle: lt::cublasLtHandle_t,
     plans: HashMap<Key, Plan>,
-    workspaces: HashMap<StreamId, u64>,
 }
 
 fn check(status: cublasStatus_t, what: &str) -> Result<()> {
@@ -62,7 +63,7 @@ impl CublasLt {
         // SAFETY: only tries to open the library.
         ensure!(
             unsafe { lt::is_culib_present() },
-            "no cuBLASLt (libcublasLt.so) on this machine: install the CUDA toolkit's cuBLAS, or add the folder that has it \
+            "no cuBLASLt (libcublasLt.so, .so.13 or .so.12) on this machine: install the CUDA toolkit's cuBLAS, or add the folder that has it \
              (PyTorch brings one: nvidia/cublas/lib or nvidia/cu13/lib in site-packages) to LD_LIBRARY_PATH"
         );
         let mut handle = std::ptr::null_mut();
@@ -70,40 +71,35 @@ impl CublasLt {
         Ok(CublasLt {
             handle,
             plans: HashMap::new(),
-            workspaces: HashMap::new(),
         })
     }
 
-    pub fn workspace(&self, stream: StreamId) -> Option<u64> {
-        self.workspaces.get(&stream).copied()
-    }
-
-    pub fn set_workspace(&mut self, stream: StreamId, ptr: u64) -> u64 {
-        self.workspaces.insert(stream, ptr);
-        ptr
-    }
-
     /// Run a product; `workspace` is that stream's.
-    pub fn multiply(&mut self, stream: CUstream, workspace: u64, g: &Gemm) -> Result<()> {
+    pub fn multiply(
+        &mut self,
+        stream: CUstream,
+        workspace: ProductWorkspace,
+        g: &Gemm,
+    ) -> Result<()> {
         if g.m == 0 || g.n == 0 {
             return Ok(());
         }
         let key = Key {
             sizes: [g.m, g.n, g.k, g.lda, g.ldb, g.ldc],
+            alignments: [g.a, g.b, g.c].map(|p| 1 << p.trailing_zeros().min(8)),
             transpose_a: g.transpose_a,
             transpose_b: g.transpose_b,
             c_f32: g.c_f32,
             accumulate: g.accumulate,
         };
         if !self.plans.contains_key(&key) {
-            let plan = self.plan(g)?;
+            let plan = self.plan(g, workspace.bytes, key.alignments)?;
             self.plans.insert(key, plan);
         }
         let plan = &self.plans[&key];
         let (one, beta) = (1f32, if g.accumulate { 1f32 } else { 0f32 });
         let scalar = |x: &f32| -> *const c_void { std::ptr::from_ref(x).cast() };
-        // The operands' extents are the caller's promise; the workspace has
-        // GEMM_WORKSPACE bytes.
+        // The operands' extents are the caller's promise.
         cublas!(
             "a product",
             lt::cublasLtMatmul(
@@ -120,15 +116,16 @@ impl CublasLt {
                 g.c as *mut c_void,
                 plan.result,
                 &plan.algorithm,
-                workspace as *mut c_void,
-                GEMM_WORKSPACE,
+                workspace.ptr as *mut c_void,
+                workspace.bytes,
                 stream.cast()
             )
         )
     }
 
-    fn plan(&self, g: &Gemm) -> Result<Plan> {
+    fn plan(&self, g: &Gemm, bytes: usize, [a, b, c]: [u32; 3]) -> Result<Plan> {
         use lt::cublasLtMatmulDescAttributes_t as Attribute;
+        use lt::cublasLtMatmulPreferenceAttributes_t as Preference;
         use lt::cudaDataType_t::{CUDA_R_16BF, CUDA_R_32F};
         let mut description = std::ptr::null_mut();
         cublas!(
@@ -189,16 +186,36 @@ impl CublasLt {
             "planning a product",
             lt::cublasLtMatmulPreferenceCreate(&mut preference)
         )?;
-        let bytes = GEMM_WORKSPACE;
         cublas!(
             "planning a product",
             lt::cublasLtMatmulPreferenceSetAttribute(
                 preference,
-                lt::cublasLtMatmulPreferenceAttributes_t::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
+                Preference::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
                 std::ptr::from_ref(&bytes).cast(),
                 size_of::<usize>()
             )
         )?;
+        for (attribute, value) in [
+            // Where the reduction is split, partial sums stay f32.
+            (
+                Preference::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
+                lt::cublasLtReductionScheme_t::CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE as u32,
+            ),
+            (Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, b),
+            (Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, a),
+            (Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, c),
+            (Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, c),
+        ] {
+            cublas!(
+                "planning a product",
+                lt::cublasLtMatmulPreferenceSetAttribute(
+                    preference,
+                    attribute,
+                    std::ptr::from_ref(&value).cast(),
+                    size_of::<u32>()
+                )
+            )?;
+        }
         // SAFETY: plain numbers, of which all-zero bits are a value.
         let mut best: lt::cublasLtMatmulHeuristicResult_t = unsafe { std::mem::zeroed() };
         let mut found = 0;

@@ -67,12 +67,21 @@ pub struct Gemm {
     pub accumulate: bool,
 }
 
+/// Scratch for a product: the stream's own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProductWorkspace {
+    pub ptr: u64,
+    pub bytes: usize,
+}
+
 /// Executes copies, kernels and products, in order per stream.
 ///
 /// Pointers are device addresses as numbers; callers pass only such as came
 /// from [`Driver::alloc`] and are still allocated.
 pub trait Driver: Send + Sync {
     fn info(&self) -> &DeviceInfo;
+    /// Bytes that could be allocated now, where the driver tells.
+    fn available_memory(&self) -> Option<u64>;
     /// Contents are undefined. 256-byte aligned.
     fn alloc(&self, bytes: usize) -> Result<u64>;
     /// Waits for work under way.
@@ -91,16 +100,7 @@ pub trait Driver: Send + Sync {
         extent: Extent,
         args: LaunchArgs,
     ) -> Result<()>;
-    fn gemm(&self, stream: StreamId, gemm: &Gemm) -> Result<()>;
-    /// Bytes of scratch that a stream's products need.
-    fn gemm_workspace(&self) -> usize {
-        0
-    }
-    /// Let the stream's products use so many bytes at `ptr`, which stay
-    /// allocated as long as the stream is used.
-    fn set_gemm_workspace(&self, _: StreamId, _ptr: u64) {}
-    /// Bytes that could be allocated now, where it is known.
-    fn free_memory(&self) -> Option<u64>;
+    fn gemm(&self, stream: StreamId, gemm: &Gemm, workspace: ProductWorkspace) -> Result<()>;
     fn synchronize(&self, stream: StreamId) -> Result<()>;
     /// Marks the stream's present end.
     fn record(&self, stream: StreamId) -> Result<EventId>;

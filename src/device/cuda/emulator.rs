@@ -9,9 +9,12 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use super::driver::{DeviceInfo, Driver, EventId, Extent, Gemm, LaunchArgs, StreamId};
+use super::driver::{
+    DeviceInfo, Driver, EventId, Extent, Gemm, LaunchArgs, ProductWorkspace, StreamId,
+};
 use super::host_gemm::host_gemm;
 use super::{Cuda, lock};
+use crate::model::plan::available_memory;
 
 /// How the emulator runs kernels.
 #[derive(Clone, Copy, Debug)]
@@ -137,6 +140,10 @@ impl Driver for Emulator {
         &self.info
     }
 
+    fn available_memory(&self) -> Option<u64> {
+        available_memory()
+    }
+
     fn alloc(&self, bytes: usize) -> Result<u64> {
         // SAFETY: any size may be asked for.
         let ptr = unsafe { arca_emu_alloc(bytes as u64) } as u64;
@@ -248,7 +255,7 @@ impl Driver for Emulator {
         Ok(())
     }
 
-    fn gemm(&self, _: StreamId, g: &Gemm) -> Result<()> {
+    fn gemm(&self, _: StreamId, g: &Gemm, _: ProductWorkspace) -> Result<()> {
         let last = |rows: usize, columns: usize, ld: usize| (rows - 1) * ld + columns;
         if g.m == 0 || g.n == 0 {
             return Ok(());
@@ -277,9 +284,12 @@ impl Driver for Emulator {
         )?;
         self.check("a product's result", g.c, c_bytes)?;
         // What cuBLASLt's fast kernels ask for; a GPU would be slow or refuse.
-        let aligned = g.a % 16 == 0 && g.b % 16 == 0 && g.c % 16 == 0;
+        let aligned = g.a.is_multiple_of(16) && g.b.is_multiple_of(16) && g.c.is_multiple_of(16);
         ensure!(
-            aligned && g.lda % 8 == 0 && g.ldb % 8 == 0 && (g.ldc * c_size) % 16 == 0,
+            aligned
+                && g.lda.is_multiple_of(8)
+                && g.ldb.is_multiple_of(8)
+                && (g.ldc * c_size).is_multiple_of(16),
             "a product's operands and rows must be 16-byte aligned: {g:?}"
         );
         // SAFETY: the three ranges were found in allocations just now.
@@ -288,10 +298,6 @@ impl Driver for Emulator {
             self.written(g.c + (row * g.ldc * c_size) as u64, g.n * c_size);
         }
         Ok(())
-    }
-
-    fn free_memory(&self) -> Option<u64> {
-        crate::model::plan::available_memory()
     }
 
     fn synchronize(&self, _: StreamId) -> Result<()> {
@@ -347,7 +353,7 @@ impl Cuda {
                 .with_context(|| format!("cannot load kernels from {}", path.display()))?;
             std::mem::forget(library);
         }
-        let memory = crate::model::plan::available_memory().unwrap_or(1 << 40);
+        let memory = available_memory().unwrap_or(1 << 40);
         Ok(Cuda::new(Arc::new(Emulator {
             info: DeviceInfo {
                 name: match settings.checked {

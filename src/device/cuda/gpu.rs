@@ -11,15 +11,21 @@ use anyhow::{Context as _, Result, bail, ensure};
 use cudarc::driver::sys::{self, CUcontext, CUevent, CUfunction, CUmodule, CUresult, CUstream};
 
 use super::cublaslt::CublasLt;
-use super::driver::{DeviceInfo, Driver, EventId, Extent, Gemm, LaunchArgs, StreamId};
+use super::driver::{
+    DeviceInfo, Driver, EventId, Extent, Gemm, LaunchArgs, ProductWorkspace, StreamId,
+};
 use super::{Cuda, STAGING, lock};
-use crate::device::memory::GEMM_WORKSPACE;
 
 include!(concat!(env!("OUT_DIR"), "/fatbins.rs"));
 
-/// What a driver must support: kernels are compiled by CUDA 13, whose SASS
-/// needs no newer driver than 12.0 and whose PTX is for compute_90.
-const LEAST_DRIVER: i32 = 12000;
+/// What a driver must support: the major version of the nvcc that compiled the
+/// kernels (older drivers refuse its images), and the calls made here, of which
+/// the last came with 12.8.
+const LEAST_DRIVER: i32 = if 1000 * NVCC_MAJOR > 12080 {
+    1000 * NVCC_MAJOR
+} else {
+    12080
+};
 
 /// One GPU. All handles live until the process ends.
 struct Gpu {
@@ -43,8 +49,8 @@ unsafe impl Sync for Gpu {}
 #[derive(Clone)]
 struct Function {
     handle: CUfunction,
-    /// Sizes of its parameters, where the driver tells.
-    sizes: Option<Vec<u64>>,
+    /// Sizes of its parameters.
+    sizes: Arc<[u64]>,
     /// Dynamic shared memory that it has been allowed so far.
     shared: u32,
 }
@@ -72,7 +78,12 @@ fn check(result: CUresult, what: &str) -> Result<()> {
     use CUresult::*;
     match result {
         CUDA_ERROR_OUT_OF_MEMORY => bail!("{what}: out of GPU memory"),
-        CUDA_ERROR_NO_BINARY_FOR_GPU
+        CUDA_ERROR_NO_DEVICE => bail!(
+            "{what}: there is an NVIDIA driver, but no GPU that it may use (see nvidia-smi and CUDA_VISIBLE_DEVICES): \
+             use --device cpu, or emulator"
+        ),
+        CUDA_ERROR_INVALID_IMAGE
+        | CUDA_ERROR_NO_BINARY_FOR_GPU
         | CUDA_ERROR_UNSUPPORTED_PTX_VERSION
         | CUDA_ERROR_INVALID_PTX
         | CUDA_ERROR_INVALID_SOURCE => bail!(
@@ -86,6 +97,8 @@ fn check(result: CUresult, what: &str) -> Result<()> {
         | CUDA_ERROR_INVALID_ADDRESS_SPACE
         | CUDA_ERROR_INVALID_PC
         | CUDA_ERROR_HARDWARE_STACK_ERROR
+        | CUDA_ERROR_LAUNCH_TIMEOUT
+        | CUDA_ERROR_ECC_UNCORRECTABLE
         | CUDA_ERROR_ASSERT => bail!(
             "{what}: {text} ({result:?}), here or in a launch before; the GPU context is lost. \
              CUDA_LAUNCH_BLOCKING=1 or compute-sanitizer names the launch"
@@ -106,8 +119,7 @@ macro_rules! cuda {
 
 impl Gpu {
     fn open(ordinal: usize) -> Result<Gpu> {
-        // SAFETY: only tries to open the library.
-        let driver = unsafe { sys::is_culib_present() };
+        let driver = Cuda::has_driver();
         ensure!(
             !FATBINS.is_empty(),
             "this build has no CUDA kernels, because nvcc was not there: run tools/cuda_toolchain.sh (or set CUDA_HOME) and build again{}",
@@ -244,8 +256,8 @@ impl Gpu {
             functions.insert(name, self.load(name)?);
         }
         let function = functions.get_mut(name).context("just inserted")?;
-        // Up to 48 KiB need no permission.
-        if shared > function.shared.max(48 << 10) {
+        // Beyond 48 KiB, the static part counted in, permission is needed.
+        if shared > function.shared {
             cuda!(
                 "asking for shared memory",
                 sys::cuFuncSetAttribute(
@@ -270,7 +282,7 @@ impl Gpu {
             }
             return Ok(Function {
                 handle,
-                sizes: parameter_sizes(handle),
+                sizes: parameter_sizes(handle).into(),
                 shared: 0,
             });
         }
@@ -278,23 +290,17 @@ impl Gpu {
     }
 }
 
-/// A kernel's parameter sizes; drivers before 12.4 do not tell.
-fn parameter_sizes(handle: CUfunction) -> Option<Vec<u64>> {
-    type Symbol = unsafe extern "C" fn();
-    // SAFETY: only looks the symbol up; it is not called by this type.
-    let known = unsafe { sys::culib().get::<Symbol>(b"cuFuncGetParamInfo\0") }.is_ok();
-    if !known {
-        return None;
-    }
+/// A kernel's parameter sizes.
+fn parameter_sizes(handle: CUfunction) -> Vec<u64> {
     let mut sizes = Vec::new();
     loop {
         let (mut offset, mut size) = (0, 0);
-        // SAFETY: the symbol is there and the handle valid; an index beyond the
-        // last parameter is answered with an error.
+        // SAFETY: the handle is valid; an index beyond the last parameter is
+        // answered with an error.
         let result =
             unsafe { sys::cuFuncGetParamInfo(handle, sizes.len(), &mut offset, &mut size) };
         if result != CUresult::CUDA_SUCCESS {
-            return Some(sizes);
+            return sizes;
         }
         sizes.push(size as u64);
     }
@@ -305,21 +311,31 @@ impl Driver for Gpu {
         &self.info
     }
 
+    fn available_memory(&self) -> Option<u64> {
+        self.enter().ok()?;
+        let (mut free, mut total) = (0, 0);
+        cuda!(
+            "asking for free memory",
+            sys::cuMemGetInfo_v2(&mut free, &mut total)
+        )
+        .ok()?;
+        Some(free as u64)
+    }
+
     fn alloc(&self, bytes: usize) -> Result<u64> {
         self.enter()?;
         let mut ptr = 0;
-        cuda!("allocating", sys::cuMemAlloc_v2(&mut ptr, bytes)).with_context(|| {
-            let (mut free, mut total) = (0, 0);
-            // SAFETY: writes two numbers.
-            unsafe { sys::cuMemGetInfo_v2(&mut free, &mut total) };
-            format!(
-                "{} MiB asked of {}, {} of {} MiB are free; lower train.tokens_per_batch",
-                bytes >> 20,
-                self.info.name,
-                free >> 20,
-                total >> 20
-            )
-        })?;
+        // SAFETY: writes the address.
+        let result = unsafe { sys::cuMemAlloc_v2(&mut ptr, bytes) };
+        ensure!(
+            result != CUresult::CUDA_ERROR_OUT_OF_MEMORY,
+            "out of GPU memory: {} MiB asked of {}, where {} of {} MiB are free; lower train.tokens_per_batch",
+            bytes.div_ceil(1 << 20),
+            self.info.name,
+            self.available_memory().unwrap_or(0) >> 20,
+            self.info.total_memory >> 20
+        );
+        check(result, "allocating")?;
         Ok(ptr)
     }
 
@@ -420,13 +436,12 @@ impl Driver for Gpu {
         self.enter()?;
         let stream = self.stream(stream)?;
         let function = self.function(kernel, extent.shared)?;
-        if let Some(sizes) = &function.sizes {
-            ensure!(
-                sizes[..] == *args.sizes,
-                "{kernel} has parameters of {sizes:?} bytes, the arguments have {:?}",
-                args.sizes
-            );
-        }
+        ensure!(
+            function.sizes[..] == *args.sizes,
+            "{kernel} has parameters of {:?} bytes, the arguments have {:?}",
+            function.sizes,
+            args.sizes
+        );
         let mut pointers: Vec<*mut c_void> = args
             .values
             .iter()
@@ -452,44 +467,14 @@ impl Driver for Gpu {
         )
     }
 
-    fn gemm(&self, stream: StreamId, gemm: &Gemm) -> Result<()> {
+    fn gemm(&self, stream: StreamId, gemm: &Gemm, workspace: ProductWorkspace) -> Result<()> {
         self.enter()?;
         let mut blas = lock(&self.blas);
         if blas.is_none() {
             *blas = Some(CublasLt::new()?);
         }
         let blas = blas.as_mut().context("just made")?;
-        let workspace = match blas.workspace(stream) {
-            Some(ptr) => ptr,
-            None => blas.set_workspace(stream, self.alloc(GEMM_WORKSPACE)?),
-        };
         blas.multiply(self.stream(stream)?, workspace, gemm)
-    }
-
-    fn gemm_workspace(&self) -> usize {
-        GEMM_WORKSPACE
-    }
-
-    fn set_gemm_workspace(&self, stream: StreamId, ptr: u64) {
-        // Without cuBLASLt the first product says so.
-        let mut blas = lock(&self.blas);
-        if blas.is_none() {
-            *blas = CublasLt::new().ok();
-        }
-        if let Some(blas) = blas.as_mut() {
-            blas.set_workspace(stream, ptr);
-        }
-    }
-
-    fn free_memory(&self) -> Option<u64> {
-        self.enter().ok()?;
-        let (mut free, mut total) = (0, 0);
-        cuda!(
-            "asking for free memory",
-            sys::cuMemGetInfo_v2(&mut free, &mut total)
-        )
-        .ok()?;
-        Some(free as u64)
     }
 
     fn synchronize(&self, stream: StreamId) -> Result<()> {
@@ -520,7 +505,7 @@ impl Driver for Gpu {
         let mut milliseconds = 0f32;
         cuda!(
             "reading events",
-            sys::cuEventElapsedTime(&mut milliseconds, from, to)
+            sys::cuEventElapsedTime_v2(&mut milliseconds, from, to)
         )?;
         for event in [from, to] {
             cuda!("giving an event up", sys::cuEventDestroy_v2(event))?;
@@ -536,6 +521,12 @@ impl Cuda {
     /// Without a driver, a GPU, kernels for it or memory, each by name.
     pub fn gpu(ordinal: usize) -> Result<Cuda> {
         Ok(Cuda::new(Arc::new(Gpu::open(ordinal)?)))
+    }
+
+    /// Whether this machine has an NVIDIA driver, and so perhaps a GPU.
+    pub fn has_driver() -> bool {
+        // SAFETY: only tries to open the library.
+        unsafe { sys::is_culib_present() }
     }
 }
 

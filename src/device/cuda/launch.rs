@@ -2,8 +2,8 @@
 
 use anyhow::{Context as _, Result};
 
-use super::driver::{Extent, Gemm, LaunchArgs};
-use super::{Cuda, CudaBuf};
+use super::driver::{Extent, Gemm, LaunchArgs, ProductWorkspace};
+use super::{Cuda, CudaBuf, PRODUCT_WORKSPACE};
 use crate::device::{Ctx, Element, Slice, SliceMut};
 
 /// Most arguments of a kernel.
@@ -127,7 +127,12 @@ impl Cuda {
     /// # Errors
     /// Names its sizes.
     pub(crate) fn gemm(&self, ctx: &Ctx<Self>, gemm: &Gemm) -> Result<()> {
-        self.driver.gemm(ctx.stream.id, gemm).with_context(|| {
+        let workspace = ProductWorkspace {
+            ptr: ctx.stream.products.ptr,
+            bytes: PRODUCT_WORKSPACE,
+        };
+        let done = self.driver.gemm(ctx.stream.id, gemm, workspace);
+        done.with_context(|| {
             format!(
                 "product [{}, {}] x [{}, {}]",
                 gemm.m, gemm.k, gemm.k, gemm.n

@@ -41,6 +41,9 @@ pub(crate) struct LoadedWeight {
     pub _map: Arc<Mmap>,
 }
 
+/// Scratch of cuBLASLt on a stream: what NVIDIA recommends for Hopper.
+pub const PRODUCT_WORKSPACE: usize = 32 << 20;
+
 /// Page-locked memory of one direction of copies, in bytes.
 pub const STAGING: usize = 8 << 20;
 
@@ -94,8 +97,8 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 pub struct CudaStream {
     pub(crate) id: StreamId,
     workspace: Mutex<Option<Allocation>>,
-    /// Scratch of the base products.
-    products: Mutex<Option<Allocation>>,
+    /// cuBLASLt's.
+    pub(crate) products: Allocation,
 }
 
 /// Refuses slices that reach beyond their buffer: a host bug that would corrupt
@@ -149,7 +152,7 @@ impl Device for Cuda {
         Ok(CudaStream {
             id: self.driver.new_stream()?,
             workspace: Mutex::default(),
-            products: Mutex::default(),
+            products: self.allocation(PRODUCT_WORKSPACE)?,
         })
     }
 
@@ -171,12 +174,6 @@ impl Device for Cuda {
         let mut workspace = lock(&stream.workspace);
         *workspace = None;
         *workspace = Some(self.allocation(bytes as usize)?);
-        let mut products = lock(&stream.products);
-        if products.is_none() {
-            let memory = self.allocation(self.driver.gemm_workspace())?;
-            self.driver.set_gemm_workspace(stream.id, memory.ptr);
-            *products = Some(memory);
-        }
         Ok(())
     }
 
@@ -213,13 +210,11 @@ impl Device for Cuda {
     }
 
     fn memory_kind(&self) -> MemoryKind {
-        MemoryKind::Cuda {
-            products: self.driver.gemm_workspace(),
-        }
+        MemoryKind::Cuda
     }
 
     fn available_memory(&self) -> Option<u64> {
-        self.driver.free_memory()
+        self.driver.available_memory()
     }
 
     fn upload<T: Element>(&self, ctx: &Ctx<Self>, to: SliceMut<Self, T>, from: &[T]) -> Result<()> {

@@ -12,6 +12,7 @@ mod weights;
 use anyhow::{Context as _, Result, ensure};
 use serde::Serialize;
 
+use crate::device::cuda::PRODUCT_WORKSPACE;
 use crate::device::memory::{Dtype, MemoryKind, Role};
 use crate::device::{BatchCapacity, Device, Element};
 use crate::model::adapter::AdapterLayout;
@@ -157,13 +158,19 @@ impl Plan {
                     "",
                 ));
             }
-            MemoryKind::Cuda { products } => {
+            MemoryKind::Cuda => {
                 workspace = cuda::workspace_bytes(shape, capacity, adapters, training)
                     .next_multiple_of(alignment);
                 let shrink = "train.tokens_per_batch";
                 let role = Role::Workspace;
                 entries.push(list("scratch of ops", role, workspace, Dtype::U8, shrink));
-                entries.push(list("scratch of products", role, products, Dtype::U8, ""));
+                entries.push(list(
+                    "scratch of products",
+                    role,
+                    PRODUCT_WORKSPACE,
+                    Dtype::U8,
+                    "",
+                ));
                 let words = crate::device::cuda::batch::words_for(&capacity.batch());
                 let mut batch = list("batch descriptor", Role::Staging, words, Dtype::U32, shrink);
                 batch.bytes = batch.bytes.next_multiple_of(alignment as u64);

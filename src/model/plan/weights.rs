@@ -92,7 +92,7 @@ pub fn weights(
     let (l, h, v) = (shape.num_layers, shape.hidden_size, shape.vocab_size);
     let packed = |bf16: bool| if bf16 { Dtype::Bf16 } else { Dtype::F32 };
     match kind {
-        MemoryKind::Cuda { .. } => {
+        MemoryKind::Cuda => {
             let elements = cuda::matrix_elements(v, h);
             if shape.tie_word_embeddings {
                 out.push(entry("embedding = head", 1, &[v, h], Dtype::Bf16, elements));
@@ -125,7 +125,7 @@ pub fn weights(
         let outputs: usize = parts.iter().sum();
         let name = name_of(group);
         match kind {
-            MemoryKind::Cuda { .. } => {
+            MemoryKind::Cuda => {
                 let elements = cuda::matrix_elements(outputs, inputs);
                 out.push(entry(name, l, &[outputs, inputs], Dtype::Bf16, elements));
                 let biased = matches!(group, Group::Qkv | Group::O);
@@ -201,7 +201,7 @@ pub fn adapters(
                 let packed = layout.factors().map(|(_, _, f)| packed_elements(f)).sum();
                 add(compute, "all", vec![packed], Dtype::F32);
             }
-            MemoryKind::Cuda { .. } => {
+            MemoryKind::Cuda => {
                 let elements = cuda::compute_elements(layout);
                 add(compute, "all", vec![elements], Dtype::Bf16);
                 add(

@@ -147,7 +147,8 @@ impl Linear for Cuda {
         }
         // A vocabulary is padded; widths that activations have are not.
         ensure!(
-            inputs % 16 == 0 && (parts.len() == 1 || parts.iter().all(|p| p.rows % 16 == 0)),
+            inputs.is_multiple_of(16)
+                && (parts.len() == 1 || parts.iter().all(|p| p.rows % 16 == 0)),
             "a linear layer of {inputs} inputs and {:?} outputs: the CUDA kernels take multiples of 16",
             parts.iter().map(|p| p.rows).collect::<Vec<_>>()
         );
@@ -174,7 +175,7 @@ impl Linear for Cuda {
 
     fn load_table(&self, view: WeightView) -> Result<CudaTable> {
         ensure!(
-            view.cols % 16 == 0,
+            view.cols.is_multiple_of(16),
             "hidden_size {}: the CUDA kernels take multiples of 16",
             view.cols
         );

@@ -1,0 +1,140 @@
+//! Guards the code that drives a GPU, where there is none: the tests' `cuda`
+//! stamps run over a CUDA driver and a cuBLASLt that stand on the emulator, and
+//! each fault of a machine gets its own message.
+#![cfg(all(feature = "emulator", target_os = "linux"))]
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use arca::device::{Ctx, Device, Slice, SliceMut};
+
+use crate::common::{arca, root};
+
+/// The libraries in a folder that LD_LIBRARY_PATH may name.
+fn libraries() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let library = dir.path().join("libcuda.so");
+    let done = Command::new(env!("ARCA_EMULATOR_CXX"))
+        .args(["-std=c++17", "-O2", "-fPIC", "-shared", "-Wall", "-Werror"])
+        .arg("-I")
+        .arg(root().join("cuda/emulator"))
+        .arg(root().join("tests/fake_gpu/libcuda.cpp"))
+        .arg("-o")
+        .arg(&library)
+        .output()
+        .unwrap();
+    let log = String::from_utf8_lossy(&done.stderr);
+    assert!(done.status.success(), "{log}");
+    // One library under two names: what is under way is known to both.
+    std::os::unix::fs::symlink(&library, dir.path().join("libcublasLt.so")).unwrap();
+    dir
+}
+
+fn on_fake(program: &Path, libraries: &Path, fault: &str, args: &[&str]) -> Output {
+    Command::new(program)
+        .args(args)
+        .env("LD_LIBRARY_PATH", libraries)
+        .env("REQUIRE_CUDA", "1")
+        .env("FAKE_GPU", fault)
+        .output()
+        .unwrap()
+}
+
+/// `arca` with a fault, in a folder of its own: exit code and message.
+fn refused(libraries: &Path, fault: &str) -> String {
+    let run = tempfile::tempdir().unwrap();
+    let folder = run.path().join("run").display().to_string();
+    let args = ["train", "--device", "cuda", "--run", &folder];
+    let done = on_fake(&arca(), libraries, fault, &args);
+    let text = String::from_utf8_lossy(&done.stderr).into_owned();
+    assert_eq!(done.status.code(), Some(1), "{fault}: {text}");
+    assert!(!text.contains("panicked"), "{fault}: {text}");
+    text
+}
+
+/// Whether this build has kernels for a GPU; without nvcc it has none, and then
+/// every use of one ends there.
+fn has_kernels(libraries: &Path) -> bool {
+    let none = refused(libraries, "no_device").contains("no CUDA kernels");
+    if none {
+        eprintln!("skipped: this build has no CUDA kernels (tools/cuda_toolchain.sh)");
+    }
+    !none
+}
+
+#[test]
+fn ops_run_through_the_gpu_driver() {
+    let libraries = libraries();
+    if !has_kernels(libraries.path()) {
+        return;
+    }
+    let tests = std::env::current_exe().unwrap();
+    let args = [
+        "kernels::",
+        "long_copies",
+        "--skip",
+        "::emulator",
+        "--skip",
+        "::cpu",
+        "--skip",
+        "selftest",
+    ];
+    let done = on_fake(&tests, libraries.path(), "none", &args);
+    let text = String::from_utf8_lossy(&done.stdout);
+    assert!(done.status.success(), "{text}");
+}
+
+#[test]
+fn each_fault_has_its_message() {
+    let libraries = libraries();
+    if !has_kernels(libraries.path()) {
+        return;
+    }
+    for (fault, says) in [
+        ("no_device", "no GPU that it may use"),
+        ("old_driver", "driver is too old: it supports CUDA 11.4"),
+        ("old_gpu", "compute capability 7.0"),
+        ("wrong_image", "not supported by the kernels in this build"),
+        ("no_memory", "out of GPU memory"),
+        ("lost", "the GPU context is lost"),
+    ] {
+        let text = refused(libraries.path(), fault);
+        assert!(text.contains(says), "{fault}: {text}");
+    }
+}
+
+/// More than the page-locked memory holds, both ways, and again at once.
+#[test]
+fn long_copies_arrive() {
+    let Some(device) = crate::kernels::gpu() else {
+        return;
+    };
+    let stream = device.new_stream().unwrap();
+    let ctx = Ctx { stream: &stream };
+    let n = 5 << 20;
+    let parts: Vec<Vec<u32>> = (0..2u32)
+        .map(|part| {
+            (0..n)
+                .map(|i: u32| i.wrapping_mul(2654435761) ^ part)
+                .collect()
+        })
+        .collect();
+    let mut buf = device.alloc::<u32>(2 * n as usize).unwrap();
+    for (i, part) in parts.iter().enumerate() {
+        let (start, len) = (i * part.len(), part.len());
+        let to = SliceMut {
+            buf: &mut buf,
+            start,
+            len,
+        };
+        device.upload(&ctx, to, part).unwrap();
+    }
+    let mut back = vec![0u32; 2 * n as usize];
+    let from = Slice {
+        buf: &buf,
+        start: 0,
+        len: back.len(),
+    };
+    device.download(&ctx, from, &mut back).unwrap();
+    assert!(back == parts.concat());
+}

@@ -1,0 +1,243 @@
+//! Guards what kernels move, because the emulator sees every address: distinct
+//! bytes against the op's declared minimum (`ops/cost.rs`), no scattered
+//! global accesses, conflict-free shared memory in the tensor-core kernels.
+//!
+//! `cargo test --release --features emulator -- --nocapture traffic` prints the table.
+#![cfg(feature = "emulator")]
+
+use arca::device::cuda::Cuda;
+use arca::device::cuda::emulator::{EmulatorSettings, KernelStats};
+use arca::model::batch::{Batch, PageTable};
+use arca::ops::adamw::{AdamW, AdamWStep};
+use arca::ops::attention::Attention;
+use arca::ops::cost::{self, Cost};
+use arca::ops::decode::{DecodeAttention, PAGE, page_elements};
+use arca::ops::residual::Residual;
+use arca::ops::rmsnorm::{NormShape, RmsNorm};
+use arca::ops::swiglu::SwiGlu;
+use half::bf16;
+
+use super::{On, random, shape};
+
+/// Sums over an op's kernels, whose line is printed and checked.
+fn report(on: &On<Cuda>, op: &str, cost: Cost) -> KernelStats {
+    let stats = on.device.kernel_stats().unwrap();
+    let mut sum = KernelStats::default();
+    for s in stats.values() {
+        sum.unique_bytes_read += s.unique_bytes_read;
+        sum.unique_bytes_written += s.unique_bytes_written;
+        sum.global_bytes_read += s.global_bytes_read;
+        sum.global_bytes_written += s.global_bytes_written;
+        sum.requests += s.requests;
+        sum.sectors += s.sectors;
+        sum.shared_requests += s.shared_requests;
+        sum.bank_conflicts += s.bank_conflicts;
+        sum.mma += s.mma;
+    }
+    let unique = (sum.unique_bytes_read + sum.unique_bytes_written) as f64;
+    let moved = (sum.global_bytes_read + sum.global_bytes_written) as f64;
+    println!(
+        "{op:<20} minimum {:>9.0} distinct {unique:>9.0} ({:.2}) requested {moved:>9.0} sectors/request {:>5.2} \
+         bank conflicts/request {:.3} mma {}",
+        cost.bytes,
+        unique / cost.bytes,
+        sum.sectors as f64 / sum.requests.max(1) as f64,
+        sum.bank_conflicts as f64 / sum.shared_requests.max(1) as f64,
+        sum.mma
+    );
+    assert!(
+        unique <= 1.25 * cost.bytes,
+        "{op} touches {unique} bytes, {} would do",
+        cost.bytes
+    );
+    sum
+}
+
+fn device() -> On<Cuda> {
+    let settings = EmulatorSettings {
+        checked: true,
+        statistics: true,
+        ..EmulatorSettings::default()
+    };
+    let on = On::new(Cuda::emulator(settings).unwrap());
+    on.device.kernel_stats();
+    on
+}
+
+#[test]
+fn streams_move_their_minimum() {
+    let on = device();
+    let (rows, hidden) = (40, 256);
+    let n = rows * hidden;
+    let norm = NormShape {
+        rows,
+        hidden,
+        eps: 1e-6,
+    };
+    let (a, b) = (on.act(&random(n, 1)), on.act(&random(n, 2)));
+    let weight = on.float::<f32>(&random(hidden, 3));
+    let (mut h, mut x) = (on.dirty::<bf16>(n), on.dirty::<bf16>(n));
+    let mut rstd = on.dirty::<f32>(rows);
+    on.device
+        .rmsnorm_forward(
+            &on.ctx(),
+            norm,
+            Some((a.slice(), b.slice())),
+            h.slice_mut(),
+            &weight.buf,
+            x.slice_mut(),
+            rstd.slice_mut(),
+        )
+        .unwrap();
+    report(
+        &on,
+        "rmsnorm_forward",
+        cost::rmsnorm_forward(rows, hidden, 2, 2),
+    );
+    let mut dh = on.float::<f32>(&random(n, 4));
+    on.device
+        .rmsnorm_backward(
+            &on.ctx(),
+            norm,
+            a.slice(),
+            &weight.buf,
+            rstd.slice(),
+            b.slice(),
+            dh.slice_mut(),
+            x.slice_mut(),
+        )
+        .unwrap();
+    report(
+        &on,
+        "rmsnorm_backward",
+        cost::rmsnorm_backward(rows, hidden, 2, 2),
+    );
+    let gate_up = on.act(&random(2 * n, 5));
+    on.device
+        .swiglu_forward(&on.ctx(), rows, hidden, gate_up.slice(), x.slice_mut())
+        .unwrap();
+    let sum = report(&on, "swiglu_forward", cost::swiglu_forward(rows, hidden, 2));
+    // Whole sectors: a warp's 512 bytes are 16. (Eight f32 of a thread are two
+    // accesses of half a sector each, whose other half comes from L1; the norms
+    // have those too.)
+    assert!(
+        sum.sectors <= 16 * sum.requests,
+        "swiglu_forward is not coalesced"
+    );
+    let mut d_gate_up = on.dirty::<bf16>(2 * n);
+    on.device
+        .swiglu_backward(
+            &on.ctx(),
+            rows,
+            hidden,
+            gate_up.slice(),
+            a.slice(),
+            d_gate_up.slice_mut(),
+        )
+        .unwrap();
+    report(
+        &on,
+        "swiglu_backward",
+        cost::swiglu_backward(rows, hidden, 2),
+    );
+    let mut batch = Batch::default();
+    batch.push_segment(&vec![0; rows], &[], None);
+    batch.residual_pairs = (0..rows as u32 / 2).map(|i| (2 * i, 2 * i + 1)).collect();
+    let mut norms = on.dirty::<f32>(rows / 2);
+    let loaded = on.batch(&batch);
+    on.device
+        .residual_norms(&on.ctx(), &loaded, hidden, a.slice(), norms.slice_mut())
+        .unwrap();
+    report(&on, "residual_norms", cost::residual(rows / 2, hidden, 2));
+    let state = |seed| on.float::<f32>(&random(n, seed));
+    let (g, mut p, mut m) = (state(6), state(7), state(8));
+    let mut v = on.float::<f32>(&vec![0.5; n]);
+    let step = AdamWStep {
+        learning_rate: 1e-3,
+        beta1: 0.9,
+        beta2: 0.99,
+        epsilon: 1e-8,
+        weight_decay: 0.0,
+        step: 1,
+        clip: 1.0,
+    };
+    on.device
+        .adamw(
+            &on.ctx(),
+            &step,
+            g.slice(),
+            p.slice_mut(),
+            m.slice_mut(),
+            v.slice_mut(),
+        )
+        .unwrap();
+    report(&on, "adamw", cost::adamw(n));
+}
+
+#[test]
+fn attention_is_free_of_bank_conflicts() {
+    let on = device();
+    let shape = shape(64, 4, 2);
+    let mut batch = Batch::default();
+    let prompt = batch.push_segment(&[0; 64], &[], None);
+    batch.push_segment(&[0; 40], &[prompt], None);
+    batch.saved_rows = batch.rows();
+    let rows = batch.rows();
+    let loaded = on.batch(&batch);
+    let qk_width = shape.q_width() + shape.kv_width();
+    let qk = on.act(&random(rows * qk_width, 1));
+    let qkv = on.act(&random(rows * shape.qkv_width(), 2));
+    let mut out = on.dirty::<bf16>(rows * shape.q_width());
+    let mut lse = on.dirty::<f32>(rows * shape.num_heads);
+    on.device.kernel_stats();
+    on.device
+        .attention_forward(
+            &on.ctx(),
+            &loaded,
+            &shape,
+            qk.slice(),
+            qkv.slice(),
+            out.slice_mut(),
+            lse.slice_mut(),
+        )
+        .unwrap();
+    let sum = report(
+        &on,
+        "attention_forward",
+        cost::attention_forward(&batch, rows, &shape, 2),
+    );
+    assert!(sum.mma > 0, "attention runs on tensor cores");
+    assert!(20 * sum.bank_conflicts <= sum.shared_requests, "{sum:?}");
+
+    let context = 100;
+    let each = usize::div_ceil(context, PAGE);
+    let mut decode = Batch::default();
+    for i in 0..3u32 {
+        decode.push_segment(&[0], &[], None);
+        decode.positions[i as usize] = context as u32 - 1;
+        decode.pages.push(PageTable {
+            group: [].into(),
+            own: (i * each as u32..(i + 1) * each as u32).collect(),
+        });
+    }
+    let loaded = on.batch(&decode);
+    let mut pages = on.act(&random(3 * each * page_elements(&shape), 4));
+    on.device.kernel_stats();
+    on.device
+        .decode_attention(
+            &on.ctx(),
+            &loaded,
+            &shape,
+            qk.slice(),
+            qkv.slice(),
+            pages.slice_mut(),
+            out.slice_mut(),
+        )
+        .unwrap();
+    let sum = report(
+        &on,
+        "decode_attention",
+        cost::decode_attention(3, context, &shape, 2),
+    );
+    assert!(sum.mma > 0, "decode runs on tensor cores");
+}
