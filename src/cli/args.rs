@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::model::plan::parse_bytes;
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 
 const AFTER_HELP: &str = "\
@@ -264,9 +265,9 @@ pub struct PlanArgs {
     /// Base model: a folder or a cached hub id [config: model.path]
     #[arg(long, value_name = "MODEL")]
     pub model: Option<String>,
-    /// Memory that it should fit in, such as 80G [default: what is free now]
-    #[arg(long, value_name = "BYTES")]
-    pub memory: Option<String>,
+    /// Memory to plan for, as in 80G [default: what the device has free]
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    pub memory: Option<u64>,
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,

@@ -1,180 +1,205 @@
-//! `arca plan`: what a run would need in memory.
+//! `arca plan`: what a run would need in memory, and the largest that fits.
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use serde_json::json;
 
 use super::Outcome;
 use super::args::PlanArgs;
 use crate::config::{Config, UsageError};
 use crate::credit::CreditAssigner;
-use crate::device::Device;
-use crate::device::cuda::Cuda;
+use crate::device::memory::{MemoryKind, Role};
 use crate::model::adapter::AdapterLayout;
 use crate::model::config::ModelShape;
-use crate::model::plan::{Capacity, Form, Plan, Role, available_memory};
-use crate::train::session::{Demand, device_form, model_dir, plan};
-use crate::train::setup::{initial_adapter, wants_reference};
+use crate::model::plan::{Plan, WeightTypes};
+use crate::train::session::{AdapterSource, DECODE_ROWS, Demand, device_memory, model_dir};
+use crate::train::setup::{data_path, initial_adapter, training_demand};
 
-/// Runs the verb. No device is opened: a plan for a GPU can be made without.
+/// Runs the verb.
 pub fn run(args: PlanArgs) -> Result<Outcome> {
     let config = args.load()?;
-    let form = device_form(&config);
-    let available = match &args.memory {
-        Some(text) => Some(parse_bytes(text)?),
-        None if !form.device_memory || config.train.device == "emulator" => available_memory(),
-        None => Cuda::gpu(0).ok().and_then(|gpu| gpu.available_memory()),
+    let (kind, free) = device_memory(&config)?;
+    let planning = Planning::new(&config, kind)?;
+    let available = args.memory.or(free);
+    let text = match args.json {
+        true => planning.json(available),
+        false => planning.text(&config, available),
     };
-    let text = Planning::new(&config)?.text(form, available, args.json)?;
     super::print(&text)?;
     Ok(Outcome::Done)
 }
 
-/// A number of bytes with an optional K, M, G or T (of 1024).
-fn parse_bytes(text: &str) -> Result<u64> {
-    let usage = || {
-        UsageError::new(format!(
-            "--memory {text}: give bytes, or a number with K, M, G or T, such as 80G"
-        ))
-    };
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let shift = match text[digits.len()..]
-        .to_ascii_uppercase()
-        .trim_end_matches("IB")
-        .trim_end_matches('B')
-    {
-        "" => 0,
-        "K" => 10,
-        "M" => 20,
-        "G" => 30,
-        "T" => 40,
-        _ => return Err(usage().into()),
-    };
-    let number: f64 = digits.parse().map_err(|_| usage())?;
-    if !(number > 0.0 && number.is_finite()) {
-        return Err(usage().into());
-    }
-    Ok((number * (1u64 << shift) as f64) as u64)
-}
-
-/// What a run of this configuration would hold.
-struct Planning<'a> {
-    config: &'a Config,
-    dir: PathBuf,
+/// All that a training run's plan is made from.
+struct Planning {
+    kind: MemoryKind,
     shape: ModelShape,
+    types: WeightTypes,
     layouts: Vec<AdapterLayout>,
     demand: Demand,
 }
 
-impl<'a> Planning<'a> {
-    fn new(config: &'a Config) -> Result<Self> {
+/// The largest batches that fit, all else being equal.
+struct Largest {
+    tokens_per_batch: Option<usize>,
+    /// A larger one changes nothing: the whole step is one batch.
+    whole_step: bool,
+    decode_rows: Option<usize>,
+}
+
+impl Planning {
+    fn new(config: &Config, kind: MemoryKind) -> Result<Self> {
         let dir = model_dir(config)?;
         let shape = ModelShape::load(&dir)?;
         let credit =
             CreditAssigner::new(&config.credit).map_err(|e| UsageError::new(format!("{e:#}")))?;
-        let sequences = config.train.prompts_per_step * config.rollout.group_size;
+        let mut layouts = vec![initial_adapter(config, &shape)?.layout];
+        if let Some(dir) = &config.reference.adapter {
+            let reference = AdapterSource::load(dir, &shape).context("reference.adapter")?;
+            layouts.push(reference.layout);
+        }
+        // Files are not read for a plan: as many problems as may be held out.
+        let held_out = match data_path(config, &config.data.eval, "data.eval", "eval.jsonl")? {
+            None => 0,
+            Some(_) if config.eval.limit > 0 => config.eval.limit,
+            Some(_) => DECODE_ROWS,
+        };
+        let longest = config.data.max_prompt_length;
         Ok(Planning {
-            layouts: vec![initial_adapter(config, &shape)?.layout],
-            demand: Demand {
-                longest_prompt: config.data.max_prompt_length,
-                longest_completion: config.rollout.max_completion_length,
-                step_groups: config.train.prompts_per_step,
-                step_sequences: sequences,
-                group: config.rollout.group_size,
-                sampled: sequences,
-                reference_rows: wants_reference(&credit, config),
-                training: true,
-                tokens_per_batch: config.train.tokens_per_batch,
-            },
-            config,
-            dir,
+            kind,
+            types: WeightTypes::read(&dir, &shape)?,
             shape,
+            layouts,
+            demand: training_demand(config, &credit, longest, held_out),
         })
     }
 
-    fn plan(&self, form: Form, tokens_per_batch: usize) -> Result<(Capacity, Plan)> {
-        let demand = Demand {
-            tokens_per_batch,
-            ..self.demand
-        };
-        let capacity = demand.capacity(&self.layouts);
-        let plan = plan(form, &self.shape, &capacity, &self.dir, &self.layouts, true)?;
-        Ok((capacity, plan))
+    fn plan(&self, demand: &Demand, decode_rows: usize) -> Plan {
+        let capacity = demand.capacity_with(&self.layouts, decode_rows);
+        Plan::new(
+            self.kind,
+            &self.types,
+            &self.shape,
+            &capacity,
+            &self.layouts,
+            demand.training,
+        )
     }
 
-    /// The largest train.tokens_per_batch whose plan fits, if any does; more
-    /// than a whole step's tokens change nothing.
-    fn largest(&self, form: Form, available: u64) -> Result<Option<usize>> {
+    fn configured(&self) -> Plan {
+        self.plan(&self.demand, DECODE_ROWS)
+    }
+
+    fn largest(&self, memory: u64) -> Largest {
         let d = &self.demand;
+        let with_tokens = |tokens_per_batch| {
+            let demand = Demand {
+                tokens_per_batch,
+                ..*d
+            };
+            self.plan(&demand, DECODE_ROWS).total() <= memory
+        };
         let step = d.step_groups * d.longest_prompt + d.step_sequences * d.longest_completion;
-        let fits =
-            |tokens: usize| -> Result<bool> { Ok(self.plan(form, tokens)?.1.total() <= available) };
-        let (mut low, mut high) = (1, 2 * step.max(1));
-        if !fits(low)? {
-            return Ok(None);
+        let copies = 1 + usize::from(d.reference_rows);
+        let whole = (copies * step).max(16 * d.longest_prompt);
+        let tokens_per_batch = most(whole, with_tokens);
+        // Decode rows are those of the group at least, whatever is asked.
+        let with_decode = |rows| {
+            let demand = Demand {
+                sampled: rows,
+                ..*d
+            };
+            rows < d.group || self.plan(&demand, rows).total() <= memory
+        };
+        Largest {
+            tokens_per_batch,
+            whole_step: tokens_per_batch == Some(whole),
+            decode_rows: most(MOST_DECODE_ROWS, with_decode).filter(|&rows| rows >= d.group),
         }
-        if fits(high)? {
-            return Ok(Some(high));
-        }
-        while high - low > 1 {
-            let middle = low + (high - low) / 2;
-            match fits(middle)? {
-                true => low = middle,
-                false => high = middle,
-            }
-        }
-        Ok(Some(low))
     }
 
-    fn text(&self, form: Form, available: Option<u64>, as_json: bool) -> Result<String> {
-        let tokens = self.config.train.tokens_per_batch;
-        let (capacity, plan) = self.plan(form, tokens)?;
-        let largest = match available {
-            Some(available) => self.largest(form, available)?,
-            None => None,
+    fn json(&self, available: Option<u64>) -> String {
+        let plan = self.configured();
+        let roles: BTreeMap<&str, u64> = Role::ALL
+            .into_iter()
+            .map(|r| (r.name(), plan.role_bytes(r)))
+            .collect();
+        let largest = available.map(|a| self.largest(a));
+        let blame: Vec<&str> = match available {
+            Some(a) if plan.total() > a => plan.blame().iter().map(|e| e.what.as_str()).collect(),
+            _ => Vec::new(),
         };
-        if as_json {
-            let roles: serde_json::Map<String, serde_json::Value> = Role::ALL
-                .iter()
-                .map(|&r| (r.name().to_string(), json!(plan.of_role(r))))
-                .collect();
-            let object = json!({
-                "entries": plan.entries,
-                "roles": roles,
-                "total_bytes": plan.total(),
-                "available_bytes": available,
-                "fits": available.map(|a| plan.total() <= a),
-                "largest_tokens_per_batch": largest,
-                "rows": capacity.rows,
-                "saved_rows": capacity.saved_rows,
-                "kv_pages": capacity.pages,
-            });
-            return Ok(format!("{object}\n"));
-        }
-        let mut out = plan.table();
-        if let Some(available) = available {
-            let mib = available >> 20;
-            if plan.total() > available {
-                out += &format!(
-                    "would not fit: {mib} MiB are available, {} MiB are needed. The largest:\n{}",
-                    plan.total() >> 20,
-                    plan.blame()
-                );
-            } else {
-                out += &format!("fits: {mib} MiB are available\n");
-            }
-            out += &match largest {
-                Some(n) => format!(
-                    "the largest train.tokens_per_batch that fits is {n} (planned: {tokens})\n"
-                ),
-                None => "no train.tokens_per_batch fits\n".to_string(),
-            };
-        }
-        Ok(out
-            + &format!(
-                "prompts of up to data.max_prompt_length = {} tokens are planned for\n",
-                self.config.data.max_prompt_length
-            ))
+        let object = json!({
+            "device": plan.kind.name(),
+            "entries": plan.entries,
+            "roles": roles,
+            "shared_bytes": plan.shared_bytes(),
+            "total_bytes": plan.total(),
+            "available_bytes": available,
+            "fits": available.map(|a| plan.total() <= a),
+            "blame": blame,
+            "rows": plan.capacity.rows,
+            "saved_rows": plan.capacity.saved_rows,
+            "kv_pages": plan.capacity.pages,
+            "largest_tokens_per_batch": largest.as_ref().and_then(|l| l.tokens_per_batch),
+            "largest_is_whole_step": largest.as_ref().map(|l| l.whole_step),
+            "largest_decode_rows": largest.as_ref().and_then(|l| l.decode_rows),
+        });
+        format!("{object}\n")
     }
+
+    fn text(&self, config: &Config, available: Option<u64>) -> String {
+        let plan = self.configured();
+        let mut out = plan.table();
+        out.push('\n');
+        match available {
+            None => out += "how much memory there is could not be asked: give --memory\n",
+            Some(a) => {
+                match plan.refusal(a) {
+                    Some(refusal) => out += &refusal,
+                    None => out += &format!("fits: {} MiB are available\n", a >> 20),
+                }
+                let largest = self.largest(a);
+                out += &match (largest.tokens_per_batch, largest.whole_step) {
+                    (Some(n), false) => format!("largest train.tokens_per_batch that fits: {n}\n"),
+                    (Some(n), true) => {
+                        format!("any train.tokens_per_batch fits: the whole step is {n} tokens\n")
+                    }
+                    (None, _) => "no train.tokens_per_batch fits\n".to_string(),
+                };
+                out += &match largest.decode_rows {
+                    Some(MOST_DECODE_ROWS) => {
+                        format!("sequences side by side that fit: {MOST_DECODE_ROWS} and more\n")
+                    }
+                    Some(n) => format!(
+                        "sequences side by side that fit: {n} (up to {DECODE_ROWS} are decoded in one batch)\n"
+                    ),
+                    None => "no group of samples fits side by side\n".to_string(),
+                };
+            }
+        }
+        out + &format!(
+            "prompts of up to data.max_prompt_length = {} tokens are planned for\n",
+            config.data.max_prompt_length
+        )
+    }
+}
+
+/// Where the search for decode rows ends.
+const MOST_DECODE_ROWS: usize = 1 << 14;
+
+/// The largest n in 1..=end that fits: such that n + 1 does not.
+fn most(end: usize, fits: impl Fn(usize) -> bool) -> Option<usize> {
+    if fits(end) {
+        return Some(end);
+    }
+    let (mut good, mut bad) = (0, end);
+    while bad - good > 1 {
+        let middle = good + (bad - good) / 2;
+        match fits(middle) {
+            true => good = middle,
+            false => bad = middle,
+        }
+    }
+    (good > 0).then_some(good)
 }

@@ -6,16 +6,18 @@
 
 pub mod cpu;
 pub mod cuda;
+pub mod memory;
 
 use anyhow::Result;
 use half::bf16;
 
 use crate::model::batch::Batch;
 use crate::model::config::ModelShape;
-use crate::model::plan::{Form, Role};
+use memory::{MemoryKind, Role};
 
 /// Plain data that may lie in a device buffer.
 pub trait Element: bytemuck::Pod + Default + Send + Sync {}
+impl Element for u8 {}
 impl Element for f32 {}
 impl Element for bf16 {}
 impl Element for u32 {}
@@ -69,21 +71,10 @@ pub trait Device: Send + Sync + Sized + 'static {
     /// Batch descriptors resident on the device, at fixed addresses, with a
     /// capacity: what launches read instead of host state.
     type Batch: Send + Sync;
+    /// Memory that a plan places buffers in, some over others.
+    type Region: Send + Sync;
 
     fn name(&self) -> String;
-    /// How this kind of device lays memory out, for the plan.
-    fn form() -> Form;
-    /// Take one allocation for a role; until the next call, what is allocated
-    /// lies in it. `None`: allocations are their own again.
-    fn begin_role(&self, _: Option<(Role, u64)>) -> Result<()> {
-        Ok(())
-    }
-    /// Make this stream's scratch as large as the plan says.
-    fn reserve_scratch(&self, _: &Ctx<Self>, _bytes: u64) -> Result<()> {
-        Ok(())
-    }
-    /// Bytes that could be allocated now, where the device tells.
-    fn available_memory(&self) -> Option<u64>;
     /// Whether this device can run a model of these sizes.
     ///
     /// # Errors
@@ -94,6 +85,37 @@ pub trait Device: Send + Sync + Sized + 'static {
     fn new_stream(&self) -> Result<Self::Stream>;
     /// Zero-filled.
     fn alloc<T: Element>(&self, len: usize) -> Result<Self::Buf<T>>;
+    /// The same, from what is reserved for the role.
+    fn alloc_for<T: Element>(&self, _: Role, len: usize) -> Result<Self::Buf<T>> {
+        self.alloc(len)
+    }
+    /// Make room for what will be allocated for a role: one piece of memory,
+    /// freed when the last buffer in it is.
+    fn reserve(&self, _: Role, _bytes: u64) -> Result<()> {
+        Ok(())
+    }
+    /// Make room for the scratch of a stream's ops.
+    fn reserve_workspace(&self, _: &Self::Stream, _bytes: u64) -> Result<()> {
+        Ok(())
+    }
+    /// Zero-filled memory to place buffers in.
+    fn region(&self, bytes: u64) -> Result<Self::Region>;
+    /// A buffer at a byte offset, with what the memory holds there. A device
+    /// that does not overlay buffers gives one of its own, zero-filled.
+    fn place<T: Element>(
+        &self,
+        region: &Self::Region,
+        offset: u64,
+        len: usize,
+    ) -> Result<Self::Buf<T>>;
+    /// Zero a part of a region, where buffers are overlaid.
+    fn clear(&self, _: &Ctx<Self>, _: &Self::Region, _offset: u64, _bytes: u64) -> Result<()> {
+        Ok(())
+    }
+    /// How this device's memory is planned.
+    fn memory_kind(&self) -> MemoryKind;
+    /// Bytes that could be allocated now, where it is known.
+    fn available_memory(&self) -> Option<u64>;
     fn upload<T: Element>(&self, ctx: &Ctx<Self>, to: SliceMut<Self, T>, from: &[T]) -> Result<()>;
     fn download<T: Element>(
         &self,
@@ -122,7 +144,7 @@ pub struct BatchCapacity {
     pub rows: usize,
     pub segments: usize,
     pub pairs: usize,
-    /// Pages of all tables together.
+    /// KV pages that sequences may hold together.
     pub pages: usize,
 }
 

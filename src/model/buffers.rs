@@ -1,32 +1,41 @@
 //! Activations, backward scratch and KV pages, as the plan sizes them.
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 
+use crate::device::memory::Role;
 use crate::device::{Element, Float, Slice, SliceMut};
 use crate::model::config::ModelShape;
 use crate::model::half_layer::slice_mut;
-use crate::model::plan::{Capacity, Role, Stack, stacks};
+use crate::model::plan::{KV_PAGES, LIVE, Planned};
 use crate::ops::Ops;
 use crate::ops::decode::page_elements;
 
-/// A buffer of `[rows, width]` for every level (see [`Stack`]).
+/// A buffer of `[rows, width]` for every level.
 pub struct Stacked<D: Ops, T: Element> {
     buf: D::Buf<T>,
+    /// For forwards that save nothing, where those have memory of their own.
+    live: Option<D::Buf<T>>,
     width: usize,
 }
 
 impl<D: Ops, T: Element> Stacked<D, T> {
-    fn new(device: &D, stack: Stack, capacity: &Capacity) -> Result<Self> {
-        Ok(Stacked {
-            buf: device.alloc(stack.elements(capacity))?,
-            width: stack.width,
-        })
+    fn new(planned: &Planned<D>, name: &str) -> Result<Self> {
+        let (buf, width) = planned.buffer(name)?;
+        let name = format!("{LIVE}{name}");
+        let live = match planned.has(&name) {
+            true => Some(planned.buffer(&name)?.0),
+            false => None,
+        };
+        Ok(Stacked { buf, live, width })
     }
 
     /// The first `rows` rows of a level, when every level saves `saved`.
     pub fn get(&self, level: usize, saved: usize, rows: usize) -> Slice<'_, D, T> {
         Slice {
-            buf: &self.buf,
+            buf: match (&self.live, saved) {
+                (Some(live), 0) => live,
+                _ => &self.buf,
+            },
             start: level * saved * self.width,
             len: rows * self.width,
         }
@@ -34,7 +43,10 @@ impl<D: Ops, T: Element> Stacked<D, T> {
 
     pub fn get_mut(&mut self, level: usize, saved: usize, rows: usize) -> SliceMut<'_, D, T> {
         SliceMut {
-            buf: &mut self.buf,
+            buf: match (&mut self.live, saved) {
+                (Some(live), 0) => live,
+                _ => &mut self.buf,
+            },
             start: level * saved * self.width,
             len: rows * self.width,
         }
@@ -69,22 +81,12 @@ pub struct Activations<D: Ops, R: Float> {
 }
 
 impl<D: Ops, R: Float> Activations<D, R> {
-    pub fn new(device: &D, shape: &ModelShape, capacity: &Capacity) -> Result<Self> {
-        let list = stacks(shape, capacity.s_width);
-        let find = |name: &str| {
-            list.iter()
-                .find(|s| s.0 == name)
-                .map(|s| s.1)
-                .with_context(|| format!("no activation {name} in the plan"))
-        };
-        let act = |name: &str| -> Result<Stacked<D, D::Act>> {
-            Stacked::new(device, find(name)?, capacity)
-        };
-        let statistic =
-            |name: &str| -> Result<Stacked<D, f32>> { Stacked::new(device, find(name)?, capacity) };
-        let residual =
-            |name: &str| -> Result<Stacked<D, R>> { Stacked::new(device, find(name)?, capacity) };
-        let n = capacity.rows * shape.hidden_size;
+    /// The plan's activations whose names begin with `prefix`.
+    pub fn new(planned: &Planned<D>, prefix: &str) -> Result<Self> {
+        let name = |name: &str| format!("{prefix}{name}");
+        let act = |n: &str| Stacked::<D, D::Act>::new(planned, &name(n));
+        let statistic = |n: &str| Stacked::<D, f32>::new(planned, &name(n));
+        let residual = |n: &str| Stacked::<D, R>::new(planned, &name(n));
         Ok(Activations {
             h_in: residual("h_in")?,
             xn1: act("xn1")?,
@@ -102,9 +104,9 @@ impl<D: Ops, R: Float> Activations<D, R> {
             gate_up: act("gate_up")?,
             act: act("act")?,
             s_down: act("s_down")?,
-            y: device.alloc(n)?,
-            x_final: device.alloc(n)?,
-            rstd_final: device.alloc(capacity.rows)?,
+            y: planned.buffer(&name("y"))?.0,
+            x_final: planned.buffer(&name("x_final"))?.0,
+            rstd_final: planned.buffer(&name("rstd_final"))?.0,
         })
     }
 }
@@ -128,22 +130,19 @@ pub struct Scratch<D: Ops> {
 }
 
 impl<D: Ops> Scratch<D> {
-    pub fn new(device: &D, shape: &ModelShape, capacity: &Capacity) -> Result<Self> {
-        let rows = capacity.saved_rows;
-        let (h, i) = (shape.hidden_size, shape.intermediate_size);
-        let widest = capacity.s_width.into_iter().max().unwrap_or(0);
+    pub fn new(planned: &Planned<D>) -> Result<Self> {
         Ok(Scratch {
-            dh: device.alloc(rows * h)?,
-            dy: device.alloc(rows * h)?,
-            dx: device.alloc(rows * h)?,
-            d_act: device.alloc(rows * i)?,
-            d_gate_up: device.alloc(rows * 2 * i)?,
-            d_attended: device.alloc(rows * shape.q_width())?,
-            d_qk: device.alloc(rows * (shape.q_width() + shape.kv_width()))?,
-            d_qkv: device.alloc(rows * shape.qkv_width())?,
-            ds: device.alloc(rows * widest)?,
-            u: device.alloc(capacity.grad_pairs * h)?,
-            coefficients: device.alloc(capacity.grad_pairs)?,
+            dh: planned.buffer("dh")?.0,
+            dy: planned.buffer("dy")?.0,
+            dx: planned.buffer("dx")?.0,
+            d_act: planned.buffer("d_act")?.0,
+            d_gate_up: planned.buffer("d_gate_up")?.0,
+            d_attended: planned.buffer("d_attended")?.0,
+            d_qk: planned.buffer("d_qk")?.0,
+            d_qkv: planned.buffer("d_qkv")?.0,
+            ds: planned.buffer("ds")?.0,
+            u: planned.buffer("u")?.0,
+            coefficients: planned.buffer("coefficients")?.0,
         })
     }
 }
@@ -156,16 +155,24 @@ pub struct KvCache<D: Ops> {
 }
 
 impl<D: Ops> KvCache<D> {
+    /// Pages in memory of their own.
     pub fn new(device: &D, shape: &ModelShape, pages: usize) -> Result<Self> {
         let len = pages * page_elements(shape);
-        let form = D::form();
-        let bytes = (len * form.act_bytes).next_multiple_of(form.alignment) * shape.num_layers;
-        device.begin_role(Some((Role::Pages, bytes as u64)))?;
         let layers = (0..shape.num_layers)
-            .map(|_| device.alloc(len))
+            .map(|_| device.alloc_for(Role::Kv, len))
             .collect::<Result<_>>()?;
-        device.begin_role(None)?;
         Ok(KvCache { layers, len, pages })
+    }
+
+    /// The plan's pages. An update may overwrite what they hold.
+    pub fn planned(planned: &Planned<D>) -> Result<Self> {
+        let (layers, width) = planned.buffers(KV_PAGES)?;
+        let pages = planned.plan.capacity.pages;
+        Ok(KvCache {
+            layers,
+            len: pages * width,
+            pages,
+        })
     }
 
     pub fn layer_mut(&mut self, layer: usize) -> SliceMut<'_, D, D::Act> {

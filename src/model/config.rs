@@ -116,16 +116,6 @@ impl Group {
         }
     }
 
-    /// Name in tables.
-    pub fn name(self) -> &'static str {
-        match self {
-            Group::Qkv => "q, k, v",
-            Group::O => "o",
-            Group::GateUp => "gate, up",
-            Group::Down => "down",
-        }
-    }
-
     pub fn inputs(self, shape: &ModelShape) -> usize {
         self.modules()[0].features(shape).0
     }

@@ -5,6 +5,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result, ensure};
 
 use crate::credit::HiddenChoice;
+use crate::device::memory::Role;
 use crate::device::{Ctx, Float};
 use crate::episode::AdapterId;
 use crate::model::adapter::AdapterLayout;
@@ -14,7 +15,7 @@ use crate::model::buffers::{Activations, KvCache, Scratch};
 use crate::model::config::{Group, ModelShape};
 use crate::model::forward::{ResidualProbe, forward};
 use crate::model::half_layer::{Context, GradientArena, HalfLayers, Pass, slice, slice_mut};
-use crate::model::plan::{Capacity, Plan, Role, WORKSPACE, noise_capacity};
+use crate::model::plan::{Capacity, EXACT, Phase, Plan, Planned, WeightTypes, noise_floor_rows};
 use crate::model::qwen3::Model;
 use crate::ops::Ops;
 use crate::ops::sample::{SampleRequest, Sampled};
@@ -44,63 +45,103 @@ pub struct Engine<D: HalfLayers> {
     residents: Vec<Resident<D>>,
     batch: D::Batch,
     acts: Activations<D, D::Act>,
-    /// The same with an f32 residual stream, for few rows: see
-    /// [`Engine::noise_floor`].
-    exact: Option<Activations<D, f32>>,
     scratch: Option<Scratch<D>>,
     logprobs: D::Buf<f32>,
     entropies: D::Buf<f32>,
     norms: D::Buf<f32>,
+    /// For the noise floor: a residual stream in f32.
+    exact: Option<Activations<D, f32>>,
+    plan: Plan,
+    region: D::Region,
+    /// Whose contents the overlaid buffers hold.
+    phase: Phase,
 }
 
 impl<D: HalfLayers> Engine<D> {
     /// Load the model in `dir` and make room for `capacity`; `training` also
-    /// for backwards.
+    /// for backwards. Adapters come on top of it: see [`Engine::with_plan`].
     pub fn load(device: D, dir: &Path, capacity: Capacity, training: bool) -> Result<Self> {
         let shape = ModelShape::load(dir)?;
-        let plan = Plan::new(&shape, &capacity, D::form(), 0, &[], training);
+        let types = WeightTypes::read(dir, &shape)?;
+        let kind = device.memory_kind();
+        let plan = Plan::new(kind, &types, &shape, &capacity, &[], training);
+        Engine::with_plan(device, dir, plan)
+    }
+
+    /// Load the model in `dir` into memory as the plan has it.
+    pub fn with_plan(device: D, dir: &Path, plan: Plan) -> Result<Self> {
+        let (capacity, training) = (plan.capacity, plan.training);
         let stream = device.new_stream()?;
         let ctx = Ctx { stream: &stream };
-        let begin = |role| device.begin_role(Some((role, plan.of_role(role))));
-        begin(Role::Weights)?;
+        for role in [Role::Weights, Role::Adapters, Role::Staging] {
+            device.reserve(role, plan.role_bytes(role))?;
+        }
         let model = Model::load(&device, &ctx, dir, training, capacity.positions)?;
-        begin(Role::Activations)?;
-        let acts = Activations::new(&device, &shape, &capacity)?;
-        // In f32 there is no rounding to measure.
-        let exact = match D::form().act {
-            "f32" => None,
-            _ => Some(Activations::new(
-                &device,
-                &shape,
-                &noise_capacity(&capacity),
-            )?),
+        device.reserve_workspace(&stream, plan.workspace_bytes())?;
+        let adapters = device.new_adapters(&model.shape)?;
+        let batch = device.new_batch(capacity.batch())?;
+        let region = device.region(plan.region_bytes())?;
+        let planned = Planned {
+            device: &device,
+            plan: &plan,
+            region: &region,
         };
-        let logprobs = device.alloc(capacity.pairs)?;
-        let entropies = device.alloc(capacity.pairs)?;
-        let norms = device.alloc(capacity.pairs)?;
-        begin(Role::Update)?;
-        let scratch = match training {
-            true => Some(Scratch::new(&device, &shape, &capacity)?),
-            false => None,
-        };
-        device.begin_role(None)?;
-        let workspace = plan.entries.iter().find(|e| e.what == WORKSPACE);
-        device.reserve_scratch(&ctx, workspace.map_or(0, |e| e.bytes))?;
+        let bf16 = size_of::<D::Act>() == 2;
         Ok(Engine {
-            adapters: device.new_adapters(&shape)?,
-            batch: device.new_batch(capacity.batch())?,
-            acts,
-            exact,
-            logprobs,
-            entropies,
-            norms,
-            scratch,
+            acts: Activations::new(&planned, "")?,
+            logprobs: planned.buffer("logprobs")?.0,
+            entropies: planned.buffer("entropies")?.0,
+            norms: planned.buffer("norms")?.0,
+            scratch: match training {
+                true => Some(Scratch::new(&planned)?),
+                false => None,
+            },
+            exact: match training && bf16 {
+                true => Some(Activations::new(&planned, EXACT)?),
+                false => None,
+            },
+            batch,
+            adapters,
             residents: Vec::new(),
             model,
             capacity,
             stream,
+            plan,
+            region,
+            phase: Phase::Forward,
             device,
         })
+    }
+
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// The plan's KV pages, to be asked for once. What they hold lasts until
+    /// the next update.
+    pub fn new_cache(&self) -> Result<KvCache<D>> {
+        KvCache::planned(&Planned {
+            device: &self.device,
+            plan: &self.plan,
+            region: &self.region,
+        })
+    }
+
+    /// Let a phase have the buffers that phases share. Its own are zero then,
+    /// as if they had never been another's: what a kernel reads beyond a
+    /// context's end and multiplies by nothing must at least be finite.
+    fn enter(&mut self, phase: Phase) -> Result<()> {
+        if self.phase == phase {
+            return Ok(());
+        }
+        self.phase = phase;
+        if self.plan.kind.overlays() {
+            for (offset, bytes) in self.plan.cleared(phase) {
+                self.device
+                    .clear(&self.ctx(), &self.region, offset, bytes)?;
+            }
+        }
+        Ok(())
     }
 
     pub fn shape(&self) -> &ModelShape {
@@ -122,7 +163,7 @@ impl<D: HalfLayers> Engine<D> {
             );
         }
         let id = AdapterId(self.residents.len() as u32);
-        let mut buf = self.device.alloc(layout.len())?;
+        let mut buf = self.device.alloc_for(Role::Adapters, layout.len())?;
         let ctx = Ctx {
             stream: &self.stream,
         };
@@ -362,20 +403,29 @@ impl<D: HalfLayers> Engine<D> {
     /// much of a residual norm is rounding. The batch must be small; it is run
     /// twice. In f32 the two are the same by definition.
     pub fn noise_floor(&mut self, batch: Batch) -> Result<f64> {
-        if self.exact.is_none() {
+        if size_of::<D::Act>() == 4 {
             return Ok(0.0);
         }
-        let room = noise_capacity(&self.capacity).rows;
         ensure!(
-            batch.rows() <= room,
-            "the noise floor is planned for {room} rows, not {}",
+            batch.rows() <= noise_floor_rows(&self.capacity),
+            "a noise floor of {} rows is over its plan",
             batch.rows()
         );
-        let (states, _) = self.logits(batch)?;
+        self.load_batch(batch)?;
+        self.forward_loaded(Context::Packed, None)?;
+        let count = self.device.batch(&self.batch).rows() * self.model.shape.hidden_size;
+        let mut states = vec![D::Act::default(); count];
+        let from = slice(&self.acts.x_final, count);
+        self.device.download(&self.ctx(), from, &mut states)?;
+        self.enter(Phase::NoiseFloor)?;
+        let s_width = self.s_width();
+        let exact = self
+            .exact
+            .as_mut()
+            .context("the engine was loaded without room for training")?;
         let ctx = Ctx {
             stream: &self.stream,
         };
-        let s_width = self.s_width();
         let host = self.device.batch(&self.batch);
         let pass = Pass {
             ctx: &ctx,
@@ -385,9 +435,6 @@ impl<D: HalfLayers> Engine<D> {
             batch: &self.batch,
             rows: host.rows(),
             saved_rows: 0,
-        };
-        let Some(exact) = &mut self.exact else {
-            return Ok(0.0);
         };
         forward(&self.device, &pass, exact, Context::Packed, None)?;
         let hidden = self.model.shape.hidden_size;
@@ -401,7 +448,7 @@ impl<D: HalfLayers> Engine<D> {
             .map(|(a, b)| {
                 a.iter()
                     .zip(b)
-                    .map(|(x, y)| (*x as f64 - y.to_f32() as f64).powi(2))
+                    .map(|(x, y)| (x.to_f32() as f64 - y.to_f32() as f64).powi(2))
                     .sum::<f64>()
                     .sqrt()
             })
@@ -438,6 +485,10 @@ impl<D: HalfLayers> Engine<D> {
     }
 
     fn forward_loaded(&mut self, context: Context<D>, hidden: Option<HiddenChoice>) -> Result<()> {
+        self.enter(match self.device.batch(&self.batch).saved_rows {
+            0 => Phase::Forward,
+            _ => Phase::Update,
+        })?;
         let ctx = Ctx {
             stream: &self.stream,
         };

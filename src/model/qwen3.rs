@@ -5,6 +5,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result, ensure};
 
 use crate::device::Ctx;
+use crate::device::memory::Role;
 use crate::model::config::{Group, ModelShape, Module};
 use crate::model::half_layer::slice_mut;
 use crate::model::weights::Checkpoint;
@@ -20,8 +21,6 @@ pub struct Model<D: Ops> {
     pub final_norm: D::Buf<f32>,
     pub head: <D as Linear>::Matrix,
     pub rope: RopeTable<D>,
-    /// Bytes of the weights as loaded.
-    pub bytes: u64,
 }
 
 /// One decoder layer's weights.
@@ -56,14 +55,13 @@ impl<D: Ops> Model<D> {
             .check_shape(&shape)
             .with_context(|| format!("{} cannot run on {}", dir.display(), device.name()))?;
         let checkpoint = Checkpoint::open(dir)?;
-        let mut bytes = 0u64;
         let vector = |name: &str, n: usize| -> Result<D::Buf<f32>> {
             let values = checkpoint.vector(name, n)?;
-            let mut buf = device.alloc(n)?;
+            let mut buf = device.alloc_for(Role::Weights, n)?;
             device.upload(ctx, slice_mut(&mut buf, n), &values)?;
             Ok(buf)
         };
-        let mut matrix = |layer: usize, group: Group| -> Result<<D as Linear>::Matrix> {
+        let matrix = |layer: usize, group: Group| -> Result<<D as Linear>::Matrix> {
             let mut parts: Vec<WeightView> = Vec::new();
             let mut bias = Vec::new();
             for m in group.modules() {
@@ -76,8 +74,6 @@ impl<D: Ops> Model<D> {
                     bias.extend(checkpoint.vector(&format!("{name}.bias"), outputs)?);
                 }
             }
-            bytes += parts.iter().map(|p| p.bytes.len() as u64).sum::<u64>()
-                * if backward { 2 } else { 1 };
             device.load_matrix(&parts, (!bias.is_empty()).then_some(bias), backward)
         };
         let (h, v) = (shape.hidden_size, shape.vocab_size);
@@ -105,7 +101,6 @@ impl<D: Ops> Model<D> {
         } else {
             checkpoint.matrix("lm_head.weight", v, h)?
         };
-        bytes += head.bytes.len() as u64 * if backward { 3 } else { 2 };
         let final_norm = vector("model.norm.weight", h)?;
         Ok(Model {
             rope: RopeTable::new(device, ctx, &shape, positions)?,
@@ -113,7 +108,6 @@ impl<D: Ops> Model<D> {
             head: device.load_matrix(&[head], None, backward)?,
             final_norm,
             layers,
-            bytes,
             shape,
         })
     }

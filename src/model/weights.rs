@@ -106,6 +106,11 @@ impl Checkpoint {
         self.tensors.contains_key(name)
     }
 
+    /// A tensor's element type, where the tensor is there.
+    pub fn dtype(&self, name: &str) -> Option<WeightDtype> {
+        Some(self.tensors.get(name)?.0.dtype)
+    }
+
     /// A matrix `[rows, cols]`, checked.
     pub fn matrix(&self, name: &str, rows: usize, cols: usize) -> Result<WeightView> {
         self.tensor(name, &[rows, cols])

@@ -149,6 +149,25 @@ pub enum Panels {
 }
 
 impl Panels {
+    fn bytes(&self) -> usize {
+        match self {
+            Panels::F32(v) => size_of_val(&v[..]),
+            Panels::Bf16(v) => size_of_val(&v[..]),
+        }
+    }
+
+    /// Elements of a weight packed for the forward: each part's outputs in
+    /// whole panels.
+    pub(crate) fn forward_elements(inputs: usize, parts: &[usize]) -> usize {
+        let panels: usize = parts.iter().map(|n| n.div_ceil(LANES)).sum();
+        panels * LANES * inputs
+    }
+
+    /// The same for the backward, with the inputs in whole panels.
+    pub(crate) fn backward_elements(inputs: usize, parts: &[usize]) -> usize {
+        inputs.div_ceil(LANES) * LANES * parts.iter().sum::<usize>()
+    }
+
     fn zeroed(len: usize, dtype: WeightDtype) -> Panels {
         match dtype {
             WeightDtype::Bf16 => Panels::Bf16(bytemuck::allocation::zeroed_vec(len)),
@@ -308,19 +327,21 @@ impl<A: Float> Linear for Cpu<A> {
         } else {
             WeightDtype::F32
         };
-        let mut forward = Panels::zeroed(panel * LANES * inputs, dtype);
+        let outputs: Vec<usize> = parts.iter().map(|p| p.rows).collect();
+        let mut forward = Panels::zeroed(Panels::forward_elements(inputs, &outputs), dtype);
         match &mut forward {
             Panels::F32(v) => pack(v, parts, &layout),
             Panels::Bf16(v) => pack(v, parts, &layout),
         }
         let backward = backward.then(|| {
-            let mut packed = Panels::zeroed(inputs.div_ceil(LANES) * LANES * column, dtype);
+            let mut packed = Panels::zeroed(Panels::backward_elements(inputs, &outputs), dtype);
             match &mut packed {
                 Panels::F32(v) => pack_transposed(v, parts, column),
                 Panels::Bf16(v) => pack_transposed(v, parts, column),
             }
             packed
         });
+        self.count(forward.bytes() + backward.as_ref().map_or(0, Panels::bytes));
         Ok(CpuMatrix {
             inputs,
             outputs: column,

@@ -145,9 +145,22 @@ impl FactorPack {
         }
     }
 
+    fn elements(&self) -> usize {
+        self.shrink.len()
+            + self.expand.len()
+            + self.shrink_backward.len()
+            + self.expand_backward.len()
+    }
+
     fn width(&self) -> usize {
         self.r.next_multiple_of(LANES)
     }
+}
+
+/// f32 elements of a factor's compute form on the CPU.
+pub(crate) fn packed_elements(f: &Factor) -> usize {
+    let padded = |n: usize| n.next_multiple_of(LANES);
+    padded(f.r) * (f.inputs + f.outputs) + (padded(f.inputs) + padded(f.outputs)) * f.r
 }
 
 /// One layer's factors, by group and part.
@@ -438,7 +451,7 @@ impl<A: Float> Lora for Cpu<A> {
             adapters.packs.resize_with(index + 1, || None);
         }
         let params = params.host();
-        let layers = (0..adapters.shape.num_layers)
+        let layers: Vec<LayerPacks> = (0..adapters.shape.num_layers)
             .map(|layer| {
                 Group::ALL.map(|group| {
                     group
@@ -449,6 +462,10 @@ impl<A: Float> Lora for Cpu<A> {
                 })
             })
             .collect();
+        if adapters.packs[index].is_none() {
+            let packs = layers.iter().flatten().flatten().flatten();
+            self.count(4 * packs.map(FactorPack::elements).sum::<usize>());
+        }
         adapters.packs[index] = Some(layers);
         Ok(())
     }

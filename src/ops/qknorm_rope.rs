@@ -7,6 +7,7 @@ use anyhow::Result;
 
 use crate::device::cpu::simd::{sum16, vectorized};
 use crate::device::cpu::{Cpu, pool};
+use crate::device::memory::Role;
 use crate::device::{Ctx, Device, Float, Slice, SliceMut};
 use crate::model::config::ModelShape;
 
@@ -33,7 +34,7 @@ impl<D: Device> RopeTable<D> {
             }
         }
         let load = |values: &[f32]| -> Result<D::Buf<f32>> {
-            let mut buf = device.alloc(values.len())?;
+            let mut buf = device.alloc_for(Role::Weights, values.len())?;
             let slice = SliceMut {
                 buf: &mut buf,
                 start: 0,

@@ -7,12 +7,12 @@ use safetensors::tensor::{Dtype, TensorView};
 
 use crate::config::{OptimizerConfig, Schedule};
 use crate::device::Ctx;
+use crate::device::memory::Role;
 use crate::episode::AdapterId;
 use crate::model::adapter::AdapterLayout;
 use crate::model::engine::Engine;
 use crate::model::half_layer::{HalfLayers, slice, slice_mut};
 use crate::model::peft::decimal;
-use crate::model::plan::Role;
 use crate::model::weights::map_file;
 use crate::ops::adamw::AdamWStep;
 
@@ -36,16 +36,11 @@ pub struct Moments {
 
 impl<D: HalfLayers> Optimizer<D> {
     pub fn new(device: &D, layout: &AdapterLayout, config: &OptimizerConfig) -> Result<Self> {
-        // After the adapters, in what the plan has for them.
-        device.begin_role(Some((Role::Adapters, 0)))?;
-        let grads = device.alloc(layout.len())?;
-        let (m, v) = (device.alloc(layout.len())?, device.alloc(layout.len())?);
-        device.begin_role(None)?;
         Ok(Optimizer {
             config: config.clone(),
-            grads,
-            m,
-            v,
+            grads: device.alloc_for(Role::Adapters, layout.len())?,
+            m: device.alloc_for(Role::Adapters, layout.len())?,
+            v: device.alloc_for(Role::Adapters, layout.len())?,
             step: 0,
             layout: layout.clone(),
         })

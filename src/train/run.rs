@@ -26,8 +26,8 @@ use crate::train::metrics::{Metrics, MetricsWriter};
 use crate::train::optimizer::{Optimizer, learning_rate};
 use crate::train::progress::{Progress, StepLine};
 use crate::train::run_dir::{RunDir, replace_dir, write_atomic};
-use crate::train::session::{AdapterSource, Demand, OnDevice, Session, model_dir, on_device};
-use crate::train::setup::{data_path, initial_adapter, load_prompts, updater, wants_reference};
+use crate::train::session::{AdapterSource, OnDevice, Session, model_dir, on_device};
+use crate::train::setup::{data_path, initial_adapter, load_prompts, training_demand, updater};
 use crate::train::step::{Prompts, sample_groups};
 use crate::train::step_metrics::{completion_tokens, rollout_metrics, trace, update_metrics};
 use crate::train::summary::{report, summary};
@@ -159,18 +159,8 @@ impl<D: HalfLayers> Trainer<D> {
         }
         let layout = adapters[0].layout.clone();
         let longest = |p: &Prompts| p.ids.iter().map(Vec::len).max().unwrap_or(0);
-        let groups = config.train.prompts_per_step;
-        let demand = Demand {
-            longest_prompt: longest(&prompts).max(longest(&held_out)),
-            longest_completion: config.rollout.max_completion_length,
-            step_groups: groups,
-            step_sequences: sequences,
-            group: config.rollout.group_size.max(config.eval.samples),
-            sampled: sequences.max(held_out.problems.len() * config.eval.samples),
-            reference_rows: wants_reference(&credit, &config),
-            training: true,
-            tokens_per_batch: config.train.tokens_per_batch,
-        };
+        let longest_prompt = longest(&prompts).max(longest(&held_out));
+        let demand = training_demand(&config, &credit, longest_prompt, held_out.problems.len());
         let session = Session::open(device, &config, &dir, &demand, adapters)?;
         let max_rows = session.engine.capacity.rows;
         let updater = updater(&config, &shape, POLICY, reference, max_rows)?;

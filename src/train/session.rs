@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use half::bf16;
 
 use crate::config::{ComputeDtype, Config, UsageError};
@@ -11,7 +11,8 @@ use crate::device::cpu::Cpu;
 use crate::device::cuda::Cuda;
 #[cfg(feature = "emulator")]
 use crate::device::cuda::emulator::EmulatorSettings;
-use crate::device::{Device, Float};
+use crate::device::memory::{Dtype, MemoryKind};
+use crate::device::{Device as _, Float};
 use crate::episode::AdapterId;
 use crate::model::adapter::AdapterLayout;
 use crate::model::buffers::KvCache;
@@ -19,7 +20,7 @@ use crate::model::config::{Group, ModelShape};
 use crate::model::engine::Engine;
 use crate::model::half_layer::HalfLayers;
 use crate::model::peft;
-use crate::model::plan::{Capacity, Form, Plan, Role};
+use crate::model::plan::{Capacity, Plan, WeightTypes, available_memory};
 use crate::model::weights::resolve_model;
 use crate::rollout::stop::StopStrings;
 use crate::rollout::{self, Completion, Event, Request, Sampling};
@@ -49,32 +50,13 @@ pub fn on_device<T: OnDevice>(config: &Config, work: T) -> Result<T::Output> {
             }
         },
         "auto" | "cpu" => on_cpu(dtype, work),
-        "cuda" | "emulator" if dtype == Some(ComputeDtype::F32) => Err(UsageError::new(format!(
-            "model.compute_dtype = \"f32\": the device {device} computes in bf16; leave it out, or use --device cpu"
-        ))
-        .into()),
+        "cuda" | "emulator" if dtype == Some(ComputeDtype::F32) => Err(computes_in_bf16(device)),
         "cuda" => work.run(Cuda::gpu(0)?),
         "emulator" => on_emulator(work),
         other => Err(UsageError::new(format!(
             "train.device = \"{other}\": it must be auto, cpu, cuda or emulator"
         ))
         .into()),
-    }
-}
-
-/// How the configured device lays memory out; no device is opened unless it is
-/// to be found out.
-pub fn device_form(config: &Config) -> Form {
-    let dtype = config.model.compute_dtype;
-    let gpu = match config.train.device.as_str() {
-        "cuda" | "emulator" => true,
-        "auto" => dtype != Some(ComputeDtype::F32) && Cuda::gpu(0).is_ok(),
-        _ => false,
-    };
-    match (gpu, dtype) {
-        (true, _) => Cuda::form(),
-        (false, Some(ComputeDtype::Bf16)) => Cpu::<bf16>::form(),
-        (false, _) => Cpu::<f32>::form(),
     }
 }
 
@@ -96,6 +78,41 @@ fn on_emulator<T: OnDevice>(_: T) -> Result<T::Output> {
         "train.device = \"emulator\": this build has none; build with --features emulator (it needs g++)",
     )
     .into())
+}
+
+/// How the memory of `train.device` is planned, and how much of it could be had
+/// now, where that can be known: planning needs no GPU.
+pub fn device_memory(config: &Config) -> Result<(MemoryKind, Option<u64>)> {
+    let dtype = config.model.compute_dtype;
+    let cpu = MemoryKind::Cpu {
+        act: match dtype {
+            None | Some(ComputeDtype::F32) => Dtype::F32,
+            Some(ComputeDtype::Bf16) => Dtype::Bf16,
+        },
+    };
+    let gpu = MemoryKind::Cuda;
+    let free = |gpu: Cuda| gpu.available_memory();
+    let device = config.train.device.as_str();
+    Ok(match device {
+        "cpu" => (cpu, available_memory()),
+        "cuda" | "emulator" if dtype == Some(ComputeDtype::F32) => {
+            return Err(computes_in_bf16(device));
+        }
+        "cuda" => (gpu, Cuda::gpu(0).ok().and_then(free)),
+        "emulator" => (gpu, available_memory()),
+        // Auto, as `on_device` has it; a name that is none is refused there.
+        _ => match (dtype, Cuda::gpu(0)) {
+            (None | Some(ComputeDtype::Bf16), Ok(found)) => (gpu, free(found)),
+            _ => (cpu, available_memory()),
+        },
+    })
+}
+
+fn computes_in_bf16(device: &str) -> anyhow::Error {
+    UsageError::new(format!(
+        "model.compute_dtype = \"f32\": the device {device} computes in bf16; leave it out, or use --device cpu"
+    ))
+    .into()
 }
 
 /// The folder of the configured model; empty means the bundled demo.
@@ -138,11 +155,16 @@ pub struct Demand {
 }
 
 /// Most sequences decoded in one batch.
-const DECODE_ROWS: usize = 256;
+pub const DECODE_ROWS: usize = 256;
 
 impl Demand {
     /// The buffers this needs, with the resident adapters' widths.
     pub fn capacity(&self, layouts: &[AdapterLayout]) -> Capacity {
+        self.capacity_with(layouts, DECODE_ROWS)
+    }
+
+    /// The same with so many sequences decoded in one batch at most.
+    pub fn capacity_with(&self, layouts: &[AdapterLayout], decode_rows: usize) -> Capacity {
         let copies = 1 + usize::from(self.reference_rows);
         let context = self.longest_prompt + self.longest_completion;
         let whole_step =
@@ -152,7 +174,7 @@ impl Demand {
             // One sequence must fit whatever the limit says.
             _ => (self.tokens_per_batch / copies).clamp(context.min(whole_step), whole_step),
         };
-        let decode = self.sampled.min(DECODE_ROWS.max(self.group));
+        let decode = self.sampled.min(decode_rows.max(self.group));
         let prefill = match self.sampled {
             0 => 0,
             _ => self.tokens_per_batch.min(self.longest_prompt * 16).max(16),
@@ -223,7 +245,6 @@ pub struct Session<D: HalfLayers> {
     pub stop_ids: Vec<u32>,
     /// As adapters name their base model.
     pub base_name: String,
-    pub plan: Plan,
 }
 
 /// An adapter to make resident.
@@ -265,25 +286,23 @@ impl<D: HalfLayers> Session<D> {
     ) -> Result<Self> {
         let shape = ModelShape::load(dir)?;
         let layouts: Vec<AdapterLayout> = adapters.iter().map(|a| a.layout.clone()).collect();
-        let plan = plan(D::form(), &shape, &capacity, dir, &layouts, training)?;
-        if let Some(available) = device.available_memory() {
-            ensure!(
-                plan.total() <= available,
-                "this would not fit: it needs {} MiB of memory, {} MiB are available\n{}the largest:\n{}",
-                plan.total() >> 20,
-                available >> 20,
-                plan.table(),
-                plan.blame()
-            );
+        let plan = plan(
+            device.memory_kind(),
+            &shape,
+            &capacity,
+            dir,
+            &layouts,
+            training,
+        )?;
+        let available = device.available_memory();
+        if let Some(refusal) = available.and_then(|a| plan.refusal(a)) {
+            bail!("this {}", refusal.trim_end());
         }
-        let mut engine = Engine::load(device, dir, capacity, training)?;
-        let cache = KvCache::new(&engine.device, &shape, capacity.pages)?;
-        let bytes = plan.of_role(Role::Adapters);
-        engine.device.begin_role(Some((Role::Adapters, bytes)))?;
+        let mut engine = Engine::with_plan(device, dir, plan)?;
+        let cache = engine.new_cache()?;
         for adapter in adapters {
             engine.add_adapter(adapter.layout, &adapter.params)?;
         }
-        engine.device.begin_role(None)?;
         let tokenizer = match dir.join("tokenizer.json").exists() {
             true => Some(Arc::new(Tokenizer::load(dir)?)),
             false => None,
@@ -297,7 +316,6 @@ impl<D: HalfLayers> Session<D> {
                 "" => dir.display().to_string(),
                 path => path.to_string(),
             },
-            plan,
         })
     }
 
@@ -358,33 +376,17 @@ impl<D: HalfLayers> Session<D> {
     }
 }
 
-/// The memory table for a model folder.
+/// The memory of a run with the model in `dir`.
 pub fn plan(
-    form: Form,
+    kind: MemoryKind,
     shape: &ModelShape,
     capacity: &Capacity,
     dir: &Path,
     layouts: &[AdapterLayout],
     training: bool,
 ) -> Result<Plan> {
-    let files = weight_bytes(dir)?;
-    Ok(Plan::new(shape, capacity, form, files, layouts, training))
-}
-
-fn weight_bytes(dir: &Path) -> Result<u64> {
-    let mut total = 0;
-    let entries =
-        std::fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))?;
-    for entry in entries {
-        let path = entry?.path();
-        if path.extension().is_some_and(|e| e == "safetensors") {
-            total += std::fs::metadata(&path)?.len();
-        }
-    }
-    if total == 0 {
-        bail!("{} holds no safetensors file", dir.display());
-    }
-    Ok(total)
+    let types = WeightTypes::read(dir, shape)?;
+    Ok(Plan::new(kind, &types, shape, capacity, layouts, training))
 }
 
 /// Name of the activations' type, for messages.

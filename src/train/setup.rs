@@ -12,7 +12,7 @@ use crate::loss::Objective;
 use crate::model::adapter::{AdapterLayout, LoraSettings};
 use crate::model::config::{ModelShape, Module};
 use crate::tokenizer::{PromptTemplate, Tokenizer};
-use crate::train::session::{AdapterSource, demo_dir};
+use crate::train::session::{AdapterSource, Demand, demo_dir};
 use crate::train::step::Prompts;
 use crate::train::update::Updater;
 
@@ -114,6 +114,28 @@ pub fn updater(
         dropout: config.lora.dropout,
         skip_zero_advantage: true,
     })
+}
+
+/// What training asks for at most, with prompts of up to `longest_prompt`
+/// tokens and so many held-out problems.
+pub fn training_demand(
+    config: &Config,
+    credit: &CreditAssigner,
+    longest_prompt: usize,
+    held_out: usize,
+) -> Demand {
+    let sequences = config.train.prompts_per_step * config.rollout.group_size;
+    Demand {
+        longest_prompt,
+        longest_completion: config.rollout.max_completion_length,
+        step_groups: config.train.prompts_per_step,
+        step_sequences: sequences,
+        group: config.rollout.group_size.max(config.eval.samples),
+        sampled: sequences.max(held_out.saturating_mul(config.eval.samples)),
+        reference_rows: wants_reference(credit, config),
+        training: true,
+        tokens_per_batch: config.train.tokens_per_batch,
+    }
 }
 
 /// Whether an update with these settings ever runs reference rows.

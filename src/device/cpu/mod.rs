@@ -11,28 +11,44 @@ pub mod pool;
 pub mod simd;
 
 use std::marker::PhantomData;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Result, ensure};
 
+use super::memory::{Dtype, MemoryKind};
 use super::{BatchCapacity, Ctx, Device, Element, Float, Slice, SliceMut};
 use crate::model::batch::{Batch, Run};
-use crate::model::plan::{Form, available_memory};
+use crate::model::plan::available_memory;
 
 /// The CPU with activations of type `A`. `Cpu<f32>` is the exact mode;
 /// `Cpu<bf16>` rounds wherever a bf16 GPU run rounds.
 pub struct Cpu<A: Float = f32> {
     act: PhantomData<A>,
+    allocated: AtomicU64,
 }
 
 impl<A: Float> Default for Cpu<A> {
     fn default() -> Self {
-        Cpu { act: PhantomData }
+        Cpu {
+            act: PhantomData,
+            allocated: AtomicU64::new(0),
+        }
     }
 }
 
 impl<A: Float> Cpu<A> {
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Bytes of all buffers, packed weights and adapters made so far.
+    pub fn allocated(&self) -> u64 {
+        self.allocated.load(Ordering::Relaxed)
+    }
+
+    /// Count bytes that were allocated.
+    pub(crate) fn count(&self, bytes: usize) {
+        self.allocated.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 }
 
@@ -46,22 +62,10 @@ impl<A: Float> Device for Cpu<A> {
     type Buf<T: Element> = CpuBuf<T>;
     type Stream = ();
     type Batch = CpuBatch;
+    type Region = ();
 
     fn name(&self) -> String {
         format!("cpu ({}, {} threads)", A::NAME, pool::threads())
-    }
-
-    fn form() -> Form {
-        Form {
-            act: A::NAME,
-            act_bytes: size_of::<A>(),
-            alignment: 1,
-            device_memory: false,
-        }
-    }
-
-    fn available_memory(&self) -> Option<u64> {
-        available_memory()
     }
 
     fn new_stream(&self) -> Result<()> {
@@ -69,11 +73,33 @@ impl<A: Float> Device for Cpu<A> {
     }
 
     fn alloc<T: Element>(&self, len: usize) -> Result<CpuBuf<T>> {
+        self.count(len * size_of::<T>());
         // `vec![0; n]` of a type whose default is not known to be all-zero
         // bits would touch every page now; a zeroed allocation is lazy.
         Ok(CpuBuf {
             data: bytemuck::allocation::zeroed_vec(len),
         })
+    }
+
+    fn region(&self, _: u64) -> Result<()> {
+        Ok(())
+    }
+
+    fn place<T: Element>(&self, _: &(), _: u64, len: usize) -> Result<CpuBuf<T>> {
+        self.alloc(len)
+    }
+
+    fn memory_kind(&self) -> MemoryKind {
+        MemoryKind::Cpu {
+            act: match size_of::<A>() {
+                4 => Dtype::F32,
+                _ => Dtype::Bf16,
+            },
+        }
+    }
+
+    fn available_memory(&self) -> Option<u64> {
+        available_memory()
     }
 
     fn upload<T: Element>(

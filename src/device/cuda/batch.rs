@@ -7,6 +7,7 @@ use anyhow::{Result, ensure};
 use bytemuck::{Pod, Zeroable};
 
 use super::{Cuda, CudaBuf};
+use crate::device::memory::Role;
 use crate::device::{BatchCapacity, Ctx};
 use crate::model::batch::Batch;
 
@@ -121,7 +122,7 @@ pub struct CudaBatch {
 impl CudaBatch {
     pub(crate) fn new(device: &Cuda, capacity: BatchCapacity) -> Result<Self> {
         Ok(CudaBatch {
-            memory: device.alloc_raw(words_for(&capacity))?,
+            memory: device.alloc_raw(Role::Staging, words_for(&capacity))?,
             capacity,
             host: Batch::default(),
             words: Vec::new(),
@@ -205,10 +206,10 @@ impl CudaBatch {
         let keys = batch.dropout.as_ref().map_or(&[][..], |d| &d.row_keys);
         put(words, &mut lists.dropout_keys, keys);
 
-        // The bound counts one prefix and one page list per segment; batches
-        // with many chunks of prefix may need more.
+        // The plan counts one prefix per segment and the planned pages; tests
+        // and benches have batches with more.
         if self.memory.len() < words.len() {
-            self.memory = device.alloc_raw(words.len())?;
+            self.memory = device.alloc_raw(Role::Staging, words.len())?;
         }
         let base = self.memory.ptr();
         for list in lists.all() {

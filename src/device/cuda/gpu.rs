@@ -14,12 +14,9 @@ use super::cublaslt::CublasLt;
 use super::driver::{
     DeviceInfo, Driver, EventId, Extent, Gemm, LaunchArgs, ProductWorkspace, StreamId,
 };
-use super::{Cuda, lock};
+use super::{Cuda, STAGING, lock};
 
 include!(concat!(env!("OUT_DIR"), "/fatbins.rs"));
-
-/// Pinned memory of one direction.
-const STAGING: usize = 8 << 20;
 
 /// What a driver must support: the major version of the nvcc that compiled the
 /// kernels (older drivers refuse its images), and the calls made here, of which

@@ -1,6 +1,7 @@
 //! The CUDA device: bf16 activations, kernels from `cuda/*.cu`, base products
 //! through cuBLASLt; on a GPU, or in the emulator.
 
+mod arena;
 pub mod batch;
 mod cublaslt;
 pub mod driver;
@@ -12,77 +13,47 @@ mod host_gemm;
 pub mod launch;
 
 use std::collections::HashMap;
-use std::marker::PhantomData;
 use std::sync::{Arc, Mutex, Weak};
 
 use anyhow::{Context as _, Result, ensure};
 use half::bf16;
 use memmap2::Mmap;
 
-use super::{BatchCapacity, Ctx, Device, Element, Float, Slice, SliceMut};
+use super::memory::{MemoryKind, Role};
+use super::{BatchCapacity, Ctx, Device, Element, Slice, SliceMut};
 use crate::model::batch::Batch;
 use crate::model::config::ModelShape;
-use crate::model::plan::{Form, Role};
+pub use arena::{Allocation, CudaBuf, MemoryUse};
+use arena::{Arenas, Usage};
 use batch::CudaBatch;
 use driver::{Driver, StreamId};
 pub use launch::{Address, Launch};
 
 /// Weights on the device by where they lie in a mapped file, so that a tied
-/// head and embedding are one buffer.
+/// head and embedding are one buffer. The map is kept, or its address might come
+/// to mean another file.
 pub(crate) type LoadedWeights = Mutex<HashMap<(usize, usize), LoadedWeight>>;
 
-/// Where a weight lies. The map is kept, or its address might come to mean
-/// another file.
+/// Where a weight lies on the device.
 pub(crate) struct LoadedWeight {
     pub memory: Weak<Allocation>,
     pub offset: usize,
     pub _map: Arc<Mmap>,
 }
 
+/// Scratch of cuBLASLt on a stream: what NVIDIA recommends for Hopper.
+pub const PRODUCT_WORKSPACE: usize = 32 << 20;
+
+/// Page-locked memory of one direction of copies, in bytes.
+pub const STAGING: usize = 8 << 20;
+
 /// A CUDA device and whoever executes it. Clones are the same device.
 #[derive(Clone)]
 pub struct Cuda {
     pub(crate) driver: Arc<dyn Driver>,
     pub(crate) weights: Arc<LoadedWeights>,
-    memory: Arc<Memory>,
-}
-
-/// Device memory that is allocated, and the most that ever was, in bytes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct MemoryUse {
-    pub now: u64,
-    pub peak: u64,
-}
-
-/// Sizes are counted, and parts of an arena begin, in units of this.
-const ALIGNMENT: usize = 256;
-
-/// Scratch of cuBLASLt: what NVIDIA recommends for Hopper.
-pub const PRODUCT_WORKSPACE: usize = 32 << 20;
-
-#[derive(Default)]
-struct Memory {
-    used: Mutex<MemoryUse>,
-    arenas: Mutex<Arenas>,
-}
-
-/// One allocation per role, filled from the start.
-#[derive(Default)]
-struct Arenas {
-    current: Option<Role>,
-    of_role: HashMap<Role, (Arc<Allocation>, usize)>,
-}
-
-impl Arenas {
-    /// The next part of the current role's arena, if it has room.
-    fn take(&mut self, bytes: usize) -> Option<(Arc<Allocation>, usize)> {
-        let (memory, used) = self.of_role.get_mut(&self.current?)?;
-        let (at, end) = (*used, *used + bytes.next_multiple_of(ALIGNMENT));
-        (end <= memory.bytes).then(|| {
-            *used = end;
-            (memory.clone(), at)
-        })
-    }
+    usage: Arc<Usage>,
+    arenas: Arc<Arenas>,
 }
 
 impl Cuda {
@@ -90,25 +61,18 @@ impl Cuda {
         Cuda {
             driver,
             weights: Arc::default(),
-            memory: Arc::default(),
+            usage: Arc::default(),
+            arenas: Arc::default(),
         }
     }
 
-    /// Memory for `len` elements with undefined contents: part of the role's
-    /// arena while one is begun and has room, else an allocation of its own.
-    pub(crate) fn alloc_raw<T: Element>(&self, len: usize) -> Result<CudaBuf<T>> {
-        let bytes = len * size_of::<T>();
-        let part = lock(&self.memory.arenas).take(bytes);
-        let (memory, offset) = match part {
-            Some(part) if bytes > 0 => part,
-            _ => (Arc::new(Allocation::new(self, bytes)?), 0),
-        };
-        Ok(CudaBuf::over(memory, offset, len))
-    }
-
-    /// Device memory that this device's users hold now and held at most.
-    pub fn memory_use(&self) -> MemoryUse {
-        *lock(&self.memory.used)
+    fn cleared<T: Element>(&self, buf: CudaBuf<T>) -> Result<CudaBuf<T>> {
+        if !buf.is_empty() {
+            let (stream, bytes) = (StreamId::DEFAULT, buf.len() * size_of::<T>());
+            self.driver.zero(stream, buf.ptr(), bytes)?;
+            self.driver.synchronize(stream)?;
+        }
+        Ok(buf)
     }
 
     /// This stream's scratch of at least `bytes`, for one op: the next op on
@@ -117,7 +81,7 @@ impl Cuda {
         let mut workspace = lock(&ctx.stream.workspace);
         if workspace.as_ref().is_none_or(|w| w.bytes < bytes) {
             *workspace = None;
-            *workspace = Some(Allocation::new(self, bytes)?);
+            *workspace = Some(self.allocation(bytes)?);
         }
         Ok(workspace.as_ref().map_or(0, |w| w.ptr))
     }
@@ -127,77 +91,6 @@ impl Cuda {
 /// valid after any of its statements.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|e| e.into_inner())
-}
-
-/// Device memory, freed on drop.
-pub struct Allocation {
-    driver: Arc<dyn Driver>,
-    /// Weak, because arenas hold allocations.
-    memory: Weak<Memory>,
-    ptr: u64,
-    bytes: usize,
-}
-
-impl Allocation {
-    fn new(device: &Cuda, bytes: usize) -> Result<Self> {
-        let bytes = bytes.next_multiple_of(ALIGNMENT);
-        let ptr = match bytes {
-            0 => 0,
-            _ => device.driver.alloc(bytes)?,
-        };
-        let mut used = lock(&device.memory.used);
-        used.now += bytes as u64;
-        used.peak = used.peak.max(used.now);
-        Ok(Allocation {
-            driver: device.driver.clone(),
-            memory: Arc::downgrade(&device.memory),
-            ptr,
-            bytes,
-        })
-    }
-}
-
-impl Drop for Allocation {
-    fn drop(&mut self) {
-        if self.ptr != 0 {
-            self.driver.free(self.ptr);
-        }
-        if let Some(memory) = self.memory.upgrade() {
-            lock(&memory.used).now -= self.bytes as u64;
-        }
-    }
-}
-
-/// A run of elements in device memory.
-pub struct CudaBuf<T> {
-    pub(crate) memory: Arc<Allocation>,
-    /// In bytes, from the start of the memory.
-    pub(crate) offset: usize,
-    pub(crate) len: usize,
-    element: PhantomData<T>,
-}
-
-impl<T: Element> CudaBuf<T> {
-    pub(crate) fn over(memory: Arc<Allocation>, offset: usize, len: usize) -> Self {
-        CudaBuf {
-            memory,
-            offset,
-            len,
-            element: PhantomData,
-        }
-    }
-
-    pub fn ptr(&self) -> u64 {
-        self.memory.ptr + self.offset as u64
-    }
-
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
 }
 
 /// A queue of launches, with the scratch of its ops.
@@ -225,44 +118,11 @@ impl Device for Cuda {
     type Buf<T: Element> = CudaBuf<T>;
     type Stream = CudaStream;
     type Batch = CudaBatch;
+    type Region = Arc<Allocation>;
 
     fn name(&self) -> String {
         let info = self.driver.info();
         format!("{} (sm_{}, bf16)", info.name, info.arch)
-    }
-
-    fn form() -> Form {
-        Form {
-            act: <bf16 as Float>::NAME,
-            act_bytes: size_of::<bf16>(),
-            alignment: ALIGNMENT,
-            device_memory: true,
-        }
-    }
-
-    fn begin_role(&self, role: Option<(Role, u64)>) -> Result<()> {
-        let arena = match role {
-            Some((role, bytes)) if bytes > 0 => {
-                let memory = Allocation::new(self, bytes as usize)
-                    .with_context(|| format!("{} MiB for {}", bytes >> 20, role.name()))?;
-                Some((role, (Arc::new(memory), 0)))
-            }
-            _ => None,
-        };
-        let mut arenas = lock(&self.memory.arenas);
-        arenas.current = role.map(|r| r.0);
-        let old = arena.and_then(|(role, arena)| arenas.of_role.insert(role, arena));
-        drop(arenas);
-        drop(old);
-        Ok(())
-    }
-
-    fn reserve_scratch(&self, ctx: &Ctx<Self>, bytes: u64) -> Result<()> {
-        self.workspace(ctx, bytes as usize).map(|_| ())
-    }
-
-    fn available_memory(&self) -> Option<u64> {
-        self.driver.available_memory()
     }
 
     fn check_shape(&self, shape: &ModelShape) -> Result<()> {
@@ -292,18 +152,69 @@ impl Device for Cuda {
         Ok(CudaStream {
             id: self.driver.new_stream()?,
             workspace: Mutex::default(),
-            products: Allocation::new(self, PRODUCT_WORKSPACE)?,
+            products: self.allocation(PRODUCT_WORKSPACE)?,
         })
     }
 
     fn alloc<T: Element>(&self, len: usize) -> Result<CudaBuf<T>> {
-        let buf = self.alloc_raw(len)?;
-        if len > 0 {
-            let stream = StreamId::DEFAULT;
-            self.driver.zero(stream, buf.ptr(), len * size_of::<T>())?;
-            self.driver.synchronize(stream)?;
+        let memory = Arc::new(self.allocation(len * size_of::<T>())?);
+        self.cleared(CudaBuf::over(memory, 0, len))
+    }
+
+    fn alloc_for<T: Element>(&self, role: Role, len: usize) -> Result<CudaBuf<T>> {
+        self.cleared(self.alloc_raw(role, len)?)
+    }
+
+    fn reserve(&self, role: Role, bytes: u64) -> Result<()> {
+        self.reserve_arena(role, bytes)
+            .with_context(|| format!("reserving memory for {}", role.name()))
+    }
+
+    fn reserve_workspace(&self, stream: &CudaStream, bytes: u64) -> Result<()> {
+        let mut workspace = lock(&stream.workspace);
+        *workspace = None;
+        *workspace = Some(self.allocation(bytes as usize)?);
+        Ok(())
+    }
+
+    fn region(&self, bytes: u64) -> Result<Arc<Allocation>> {
+        let memory = Arc::new(
+            self.allocation(bytes as usize)
+                .context("reserving memory for activations and KV pages")?,
+        );
+        self.cleared(CudaBuf::<u32>::over(memory.clone(), 0, bytes as usize / 4))?;
+        Ok(memory)
+    }
+
+    fn place<T: Element>(
+        &self,
+        region: &Arc<Allocation>,
+        offset: u64,
+        len: usize,
+    ) -> Result<CudaBuf<T>> {
+        CudaBuf::within(region, offset, len)
+    }
+
+    fn clear(
+        &self,
+        ctx: &Ctx<Self>,
+        region: &Arc<Allocation>,
+        offset: u64,
+        bytes: u64,
+    ) -> Result<()> {
+        if bytes == 0 {
+            return Ok(());
         }
-        Ok(buf)
+        let place = CudaBuf::<u8>::within(region, offset, bytes as usize)?;
+        self.driver.zero(ctx.stream.id, place.ptr(), bytes as usize)
+    }
+
+    fn memory_kind(&self) -> MemoryKind {
+        MemoryKind::Cuda
+    }
+
+    fn available_memory(&self) -> Option<u64> {
+        self.driver.available_memory()
     }
 
     fn upload<T: Element>(&self, ctx: &Ctx<Self>, to: SliceMut<Self, T>, from: &[T]) -> Result<()> {

@@ -13,6 +13,7 @@ use half::bf16;
 
 use crate::device::cuda::driver::{Gemm, StreamId};
 use crate::device::cuda::{Address, Cuda, CudaBuf, Launch, LoadedWeight, lock};
+use crate::device::memory::Role;
 use crate::device::{Ctx, Device, Float, Slice, SliceMut};
 use crate::ops::linear::{Linear, TableInfo, WeightView};
 use crate::ops::lora::LoraCall;
@@ -47,21 +48,27 @@ impl TableInfo for CudaTable {
     }
 }
 
+/// Elements of a weight on the device: rows in whole vectors of 8.
+pub(crate) fn matrix_elements(outputs: usize, inputs: usize) -> usize {
+    outputs.next_multiple_of(8) * inputs
+}
+
 impl Cuda {
     /// Parts one below the other as bf16, with zero rows up to a multiple of 8.
     /// A part that is on the device already (a tied head) is not copied again.
     fn load_rows(&self, parts: &[WeightView]) -> Result<CudaBuf<bf16>> {
         let inputs = parts[0].cols;
         let rows: usize = parts.iter().map(|p| p.rows).sum();
-        let padded = rows.next_multiple_of(8);
+        let elements = matrix_elements(rows, inputs);
         let key = (parts[0].map.as_ptr() as usize, parts[0].bytes.start);
         if parts.len() == 1
-            && let Some(loaded) = lock(&self.weights).get(&key)
-            && let Some(memory) = loaded.memory.upgrade()
+            && let Some((memory, offset)) = lock(&self.weights)
+                .get(&key)
+                .and_then(|w| Some((w.memory.upgrade()?, w.offset)))
         {
-            return Ok(CudaBuf::over(memory, loaded.offset, padded * inputs));
+            return Ok(CudaBuf::over(memory, offset, elements));
         }
-        let buf = self.alloc_raw::<bf16>(padded * inputs)?;
+        let buf = self.alloc_raw::<bf16>(Role::Weights, elements)?;
         const ROWS: usize = 4096;
         let mut at = buf.ptr();
         let mut staged: Vec<bf16> = Vec::with_capacity(ROWS.min(rows) * inputs);
@@ -82,7 +89,7 @@ impl Cuda {
                 }
             }
         }
-        staged.resize(staged.len() + (padded - rows) * inputs, bf16::ZERO);
+        staged.resize(staged.len() + elements - rows * inputs, bf16::ZERO);
         send(&mut staged, &mut at)?;
         self.driver.synchronize(StreamId::DEFAULT)?;
         if parts.len() == 1 {
@@ -149,7 +156,7 @@ impl Linear for Cuda {
             None => None,
             Some(values) => {
                 let values: Vec<bf16> = values.iter().map(|&x| Float::from_f32(x)).collect();
-                let buf = self.alloc_raw(values.len())?;
+                let buf = self.alloc_raw(Role::Weights, values.len())?;
                 self.driver
                     .upload(StreamId::DEFAULT, buf.ptr(), bytemuck::cast_slice(&values))?;
                 self.driver.synchronize(StreamId::DEFAULT)?;

@@ -8,6 +8,7 @@ use super::linear::CudaMatrix;
 use super::stride_grid;
 use crate::device::cuda::batch::CudaBatch;
 use crate::device::cuda::{Address, Cuda, CudaBuf, Launch};
+use crate::device::memory::Role;
 use crate::device::{Ctx, Slice, SliceMut};
 use crate::episode::AdapterId;
 use crate::model::adapter::AdapterLayout;
@@ -47,10 +48,6 @@ struct SourceEntry {
     inputs: u32,
     outputs: u32,
 }
-
-/// Sizes of a table's entries, for the memory plan.
-pub(crate) const FACTOR_WORDS: usize = size_of::<FactorEntry>() / 4;
-pub(crate) const SOURCE_WORDS: usize = size_of::<SourceEntry>() / 4;
 
 /// One adapter's factors in bf16, with padded ranks.
 struct Compute {
@@ -97,6 +94,32 @@ pub(crate) fn workspace_bytes(rows: usize, widest: usize, r: usize) -> usize {
         1 => 0,
         n => 4 * n * widest * r,
     }
+}
+
+/// The most that a gradient of up to `rows` rows asks for.
+pub(crate) fn most_workspace_bytes(rows: usize, widest: usize, r: usize) -> usize {
+    match MOST_CHUNKS.min(rows.div_ceil(CHUNK_ROWS)) {
+        0 | 1 => 0,
+        n => 4 * n * widest * r,
+    }
+}
+
+/// Elements of an adapter's compute form.
+pub(crate) fn compute_elements(layout: &AdapterLayout) -> usize {
+    layout
+        .factors()
+        .map(|(_, _, f)| f.r.next_multiple_of(16) * (f.inputs + f.outputs))
+        .sum()
+}
+
+/// Words of the map from an adapter's master copy to its compute form.
+pub(crate) fn source_words(layout: &AdapterLayout) -> usize {
+    layout.factors().count() * size_of::<SourceEntry>() / 4
+}
+
+/// Words of the table of so many adapters' factors.
+pub(crate) fn table_words(shape: &ModelShape, adapters: usize) -> usize {
+    shape.num_layers * Module::ALL.len() * adapters * size_of::<FactorEntry>() / 4
 }
 
 /// Rows of a chunk, and how many there are: set by the rows alone, so that a
@@ -459,7 +482,8 @@ impl Cuda {
             );
             elements += f.r.next_multiple_of(16) * (f.inputs + f.outputs);
         }
-        let memory = self.alloc_raw::<bf16>(elements)?;
+        debug_assert_eq!(elements, compute_elements(layout));
+        let memory = self.alloc_raw::<bf16>(Role::Adapters, elements)?;
         let mut factors = vec![FactorEntry::zeroed(); shape.num_layers * Module::ALL.len()];
         let mut sources = Vec::new();
         let mut at = memory.ptr();
@@ -503,7 +527,7 @@ impl Cuda {
     }
 
     fn upload_words(&self, ctx: &Ctx<Self>, words: &[u32]) -> Result<CudaBuf<u32>> {
-        let buf = self.alloc_raw::<u32>(words.len())?;
+        let buf = self.alloc_raw::<u32>(Role::Adapters, words.len())?;
         self.driver
             .upload(ctx.stream.id, buf.ptr(), bytemuck::cast_slice(words))?;
         Ok(buf)
@@ -534,7 +558,6 @@ impl Cuda {
         }
         // Launches under way may still read the old table.
         self.driver.synchronize(ctx.stream.id)?;
-        adapters.table = None;
         adapters.table = Some(self.upload_words(ctx, bytemuck::cast_slice(&table))?);
         Ok(())
     }

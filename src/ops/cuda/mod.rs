@@ -16,41 +16,48 @@ mod swiglu;
 
 use anyhow::{Result, bail};
 
+pub(crate) use linear::matrix_elements;
+pub(crate) use lora::{compute_elements, source_words, table_words};
+
 use crate::device::Float;
 use crate::device::cuda::Cuda;
-use crate::model::config::{Group, ModelShape};
+use crate::model::adapter::AdapterLayout;
+use crate::model::config::ModelShape;
 use crate::model::plan::Capacity;
 
-pub(crate) use lora::{FACTOR_WORDS, SOURCE_WORDS};
-
-/// The most scratch that any op asks for.
+/// The most scratch that any op will ask for.
 pub(crate) fn workspace_bytes(
     shape: &ModelShape,
     capacity: &Capacity,
+    adapters: &[AdapterLayout],
     training: bool,
-    parameters: usize,
 ) -> usize {
     let (hidden, vocab) = (shape.hidden_size, shape.vocab_size);
-    let mut most = logprob::workspace_bytes(capacity.pairs, hidden, vocab, training);
-    // Every sampled row is a row of the batch, and a page's owner.
-    let sampled = capacity.rows.min(capacity.pages);
-    most = most.max(sample::workspace_bytes(sampled, hidden, vocab));
+    let samples = match capacity.pages {
+        0 => 0,
+        _ => capacity.rows.min(capacity.segments),
+    };
+    let mut most = logprob::workspace_bytes(capacity.pairs, hidden, vocab, false)
+        .max(sample::workspace_bytes(samples, hidden, vocab));
     if training {
-        most = most.max(attention::workspace_bytes(capacity.saved_rows, shape));
-        most = most.max(adamw::workspace_bytes(parameters));
-        for group in Group::ALL {
-            let widest = group
-                .outputs(shape)
-                .into_iter()
-                .chain([group.inputs(shape)])
-                .max();
-            // A part's rank is at most the group's columns of s.
-            let r = capacity.s_width[group as usize];
-            let bytes = lora::workspace_bytes(capacity.saved_rows, widest.unwrap_or(0), r);
-            most = most.max(bytes);
+        let rows = capacity.saved_rows;
+        most = most
+            .max(logprob::workspace_bytes(
+                capacity.pairs,
+                hidden,
+                vocab,
+                true,
+            ))
+            .max(attention::workspace_bytes(rows, shape));
+        for layout in adapters {
+            most = most.max(adamw::workspace_bytes(layout.len()));
+            for (_, _, f) in layout.factors() {
+                let widest = f.inputs.max(f.outputs);
+                most = most.max(lora::most_workspace_bytes(rows, widest, f.r));
+            }
         }
     }
-    most.next_multiple_of(4)
+    most
 }
 
 /// The kernel for a residual stream of type `R`.
