@@ -236,6 +236,13 @@ fn phases_share_memory_undisturbed() {
     phases_do_not_disturb(emulator(false));
 }
 
+#[test]
+fn phases_share_memory_undisturbed_on_a_gpu() {
+    if let Some(device) = crate::kernels::gpu() {
+        phases_do_not_disturb(device);
+    }
+}
+
 /// A 1.7B shape, as a plan without files.
 fn large(kind: MemoryKind, tokens_per_batch: usize, training: bool) -> Plan {
     let shape = ModelShape {
