@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::reward::{Fallback, Grader};
+
 /// The whole configuration, one table per stage. Every key has a default, and
 /// the defaults train the bundled demo.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -176,6 +178,20 @@ pub struct RewardConfig {
     /// An external reward: program and arguments (JSONL in, JSONL out). It
     /// comes last where `functions` does not place it.
     pub command: Vec<String>,
+    /// Pay doubtful answers too, as `docs/reward.md` lists them.
+    pub lenient: bool,
+    /// Where the answer of a completion without a box may stand.
+    pub fallback: Fallback,
+}
+
+impl RewardConfig {
+    /// The checker these settings ask for.
+    pub fn grader(&self) -> Grader {
+        Grader {
+            lenient: self.lenient,
+            fallback: self.fallback,
+        }
+    }
 }
 
 impl Default for RewardConfig {
@@ -184,6 +200,8 @@ impl Default for RewardConfig {
             functions: vec!["math".into()],
             weights: Vec::new(),
             command: Vec::new(),
+            lenient: false,
+            fallback: Fallback::None,
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The built-in reward functions: a table of names and what each pays.
 
-use super::{Reward, Scored, Verdict, extract, grade_completion};
+use super::{Grader, Reward, Scored, Verdict, extract};
 use crate::episode::{FinishReason, Problem};
 
 /// The function whose verdict stands for a completion.
@@ -10,9 +10,9 @@ pub const MATH: &str = "math";
 pub const NAMES: [&str; 3] = [MATH, "format", "length"];
 
 /// The function of that name; `None` for an unknown one.
-pub fn build(name: &str, max_completion_length: usize) -> Option<Box<dyn Reward>> {
+pub fn build(name: &str, grader: &Grader, max_completion_length: usize) -> Option<Box<dyn Reward>> {
     match name {
-        MATH => Some(Box::new(Math)),
+        MATH => Some(Box::new(Math(*grader))),
         "format" => Some(Box::new(Format)),
         "length" => Some(Box::new(Length::new(max_completion_length))),
         _ => None,
@@ -21,7 +21,7 @@ pub fn build(name: &str, max_completion_length: usize) -> Option<Box<dyn Reward>
 
 /// 1 if the last closed box equals the gold answer, else 0. A completion cut
 /// by length can still earn it with a box closed before.
-pub struct Math;
+pub struct Math(pub Grader);
 
 impl Reward for Math {
     fn name(&self) -> &str {
@@ -29,7 +29,7 @@ impl Reward for Math {
     }
 
     fn score(&self, problem: &Problem, completion: &str, _: FinishReason, _: usize) -> Scored {
-        let verdict = grade_completion(&problem.answer, completion);
+        let verdict = self.0.completion(&problem.answer, completion);
         Scored::new(f32::from(u8::from(verdict.correct)), verdict)
     }
 }
@@ -52,6 +52,7 @@ impl Reward for Format {
                 correct: good,
                 extracted: boxes.last().map(|found| found.content.clone()),
                 rule: format!("{} closed boxes", boxes.len()),
+                ..Verdict::default()
             },
         )
     }
@@ -89,6 +90,7 @@ impl Reward for Length {
                 correct: over == 0,
                 extracted: None,
                 rule: format!("{completion_tokens} tokens, free up to {free}"),
+                ..Verdict::default()
             },
         )
     }

@@ -136,6 +136,7 @@ fn parse(line: &str) -> Result<Scored> {
             correct: answer.correct.unwrap_or(value > 0.0),
             extracted: None,
             rule: answer.rule.unwrap_or_else(|| "external reward".into()),
+            ..Verdict::default()
         },
     ))
 }
@@ -144,9 +145,8 @@ fn timed_out(rule: String) -> Scored {
     Scored {
         value: 0.0,
         verdict: Verdict {
-            correct: false,
-            extracted: None,
             rule,
+            ..Verdict::default()
         },
         timed_out: true,
     }

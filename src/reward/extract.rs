@@ -5,6 +5,8 @@
 
 use std::ops::Range;
 
+use super::grade::Fallback;
+
 /// A box found in a text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Found {
@@ -17,22 +19,158 @@ pub struct Found {
 }
 
 /// The answer of a completion: its last closed `\boxed{}` or `\fbox{}` after
-/// the end of thinking. Else a reason why there is none.
+/// the end of thinking, or what `fallback` finds where nothing is boxed. Else
+/// a reason why there is none.
 ///
 /// A box opened but not closed counts for nothing, so a completion cut short
-/// has an answer only if it had closed a box before.
-pub fn answer(completion: &str) -> Result<Found, &'static str> {
+/// has an answer only if it had closed a box before, and a completion that
+/// leaves its box empty has none at all: no fallback looks past a box.
+pub fn answer(completion: &str, fallback: Fallback) -> Result<Found, &'static str> {
     let visible = after_thinking(completion);
-    let offset = visible.start;
     let text = &completion[visible.clone()];
-    match last_box(text) {
-        Some(mut found) => {
-            found.range = found.range.start + offset..found.range.end + offset;
-            Ok(found)
+    let found = match last_box(text) {
+        Some(found) if found.content.is_empty() => Err("the box is empty"),
+        Some(found) if is_placeholder(&found.content) => {
+            Err("the box only repeats the instruction")
         }
+        Some(found) => Ok(found),
         None if visible.end < completion.len() => Err("thinking was not finished"),
-        None => Err("no closed box"),
+        None if fallback == Fallback::None || mentions_box(text) => Err("no closed box"),
+        None => phrase(text)
+            .or_else(|| (fallback == Fallback::Number).then(|| last_number(text))?)
+            .ok_or("no box, and nothing that the fallback takes for an answer"),
+    };
+    found.map(|mut found| {
+        found.range = found.range.start + visible.start..found.range.end + visible.start;
+        found
+    })
+}
+
+/// Whether a box holds what a prompt asks for ("put your final answer within
+/// \boxed{answer}") instead of an answer.
+fn is_placeholder(content: &str) -> bool {
+    let bare: String = content
+        .replace("\\text", "")
+        .chars()
+        .filter(|c| c.is_alphanumeric() || *c == ' ')
+        .collect::<String>()
+        .to_lowercase();
+    let words: Vec<&str> = bare.split_whitespace().collect();
+    matches!(
+        words.as_slice(),
+        ["answer"]
+            | ["your" | "the" | "final", "answer"]
+            | ["your" | "the", "final", "answer"]
+            | ["your", "answer", "here"]
+            | ["final", "answer", "here"]
+            | ["answer", "here"]
+    ) || matches!(content, "..." | "\\ldots" | "\\dots" | "\\cdots" | "\u{2026}")
+}
+
+/// The boxes that stand in the same sentence as the last one, which lies at
+/// `last`, joined by commas: "n = \boxed{1} or \boxed{-2}". `None` where there
+/// are no two different ones, or where words between them take one back.
+pub fn joined(completion: &str, last: &Range<usize>) -> Option<Found> {
+    const SENTENCE: usize = 400;
+    let mut from = last.end.saturating_sub(SENTENCE);
+    while !completion.is_char_boundary(from) {
+        from += 1;
     }
+    let visible = after_thinking(completion);
+    let from = from.max(visible.start);
+    let mut list: Vec<Found> = boxes(&completion[from..last.end]);
+    let mut kept: Vec<Found> = vec![list.pop()?];
+    while let Some(mut found) = list.pop() {
+        let next = &kept[kept.len() - 1].range;
+        if found.range.end > next.start {
+            return None;
+        }
+        let between = &completion[from + found.range.end..from + next.start];
+        if !joins(between) {
+            break;
+        }
+        found.range = found.range.start..found.range.end;
+        kept.push(found);
+    }
+    kept.reverse();
+    let distinct = kept.windows(2).any(|pair| pair[0].content != pair[1].content);
+    let content: Vec<&str> = kept.iter().map(|found| found.content.as_str()).collect();
+    distinct.then(|| Found {
+        content: content.join(", "),
+        range: from + kept[0].range.start..last.end,
+        rule: "boxes of the last sentence, joined",
+    })
+}
+
+/// Whether what stands between two boxes makes them a list.
+fn joins(between: &str) -> bool {
+    let bare: String = between
+        .replace("\\text", " ")
+        .replace("\\quad", " ")
+        .chars()
+        .map(|c| if c.is_alphanumeric() || "=.?!".contains(c) { c } else { ' ' })
+        .collect();
+    let mut words = bare.split_whitespace();
+    words.clone().any(|word| matches!(word, "and" | "or"))
+        && words.clone().count() <= 6
+        && words.all(|word| {
+            matches!(word, "and" | "or" | "=" | "are" | "is" | "also" | "either" | "both")
+                || word.chars().count() == 1 && word.chars().all(char::is_alphabetic)
+        })
+        || bare.trim().is_empty() && between.contains(',')
+}
+
+/// What follows the last announcement of an answer, up to the end of its
+/// line or sentence.
+fn phrase(text: &str) -> Option<Found> {
+    const PHRASES: [&str; 6] = [
+        "final answer is",
+        "final answer:",
+        "answer is",
+        "answer:",
+        "final answer**",
+        "####",
+    ];
+    // ASCII lower case keeps every byte where it was.
+    let lower = text.to_ascii_lowercase();
+    let (at, phrase) = PHRASES
+        .iter()
+        .filter_map(|phrase| Some((lower.rfind(phrase)? + phrase.len(), phrase)))
+        .max_by_key(|(at, phrase)| (*at, phrase.len()))?;
+    let rest = &text[at..];
+    let skipped = rest.len() - rest.trim_start_matches([' ', ':', '*', '\n']).len();
+    let rest = &rest[skipped..];
+    let line = rest.split('\n').next().unwrap_or(rest);
+    let end = line
+        .find(". ")
+        .or_else(|| line.find(".$ "))
+        .unwrap_or(line.len());
+    let content = line[..end].trim().trim_end_matches(['.', '*', ' ']);
+    (!content.is_empty()).then(|| Found {
+        content: content.to_string(),
+        range: at + skipped..at + skipped + end,
+        rule: match *phrase {
+            "####" => "what follows ####",
+            _ => "what follows the last announced answer",
+        },
+    })
+}
+
+/// The last number of a text.
+fn last_number(text: &str) -> Option<Found> {
+    let bytes = text.as_bytes();
+    let end = bytes.iter().rposition(u8::is_ascii_digit)? + 1;
+    let part = |byte: &u8| byte.is_ascii_digit() || matches!(byte, b'.' | b',' | b'/');
+    let mut start = end - bytes[..end].iter().rev().take_while(|byte| part(byte)).count();
+    if start > 0 && bytes[start - 1] == b'-' {
+        start -= 1;
+    }
+    let content = text[start..end].trim_start_matches([',', '/']);
+    Some(Found {
+        content: content.to_string(),
+        range: end - content.len()..end,
+        rule: "last number",
+    })
 }
 
 /// The bytes of `completion` that are no thinking: what follows the last
@@ -154,7 +292,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn content(completion: &str) -> Option<String> {
-        answer(completion).ok().map(|found| found.content)
+        answer(completion, Fallback::None).ok().map(|found| found.content)
     }
 
     #[test]
@@ -173,7 +311,10 @@ mod tests {
             (r"\boxed{\left\{ 1 \right.}", Some(r"\left\{ 1 \right.")),
             (r"\\boxed{5}", Some("5")),
             (r"a \\ \boxed{5}", Some("5")),
-            (r"\boxed{}", Some("")),
+            (r"\boxed{}", None),
+            (r"The value is 42. \boxed{}", None),
+            (r"\boxed{5} \boxed{}", None),
+            (r"put it in \boxed{your answer}", None),
             (r"stray } brace \boxed{3}}", Some("3")),
             (r"{ open \boxed{3}", Some("3")),
             // Not closed, so not there.
@@ -206,11 +347,11 @@ mod tests {
             Some("7")
         );
         assert_eq!(
-            answer(r"<think>\boxed{8}</think> so eight"),
+            answer(r"<think>\boxed{8}</think> so eight", Fallback::None),
             Err("no closed box")
         );
         assert_eq!(
-            answer(r"<think>\boxed{8}"),
+            answer(r"<think>\boxed{8}", Fallback::None),
             Err("thinking was not finished")
         );
         assert_eq!(
@@ -222,7 +363,7 @@ mod tests {
     #[test]
     fn range_is_the_box_in_the_whole_completion() {
         let completion = r"é</think> then \boxed{{x}} end";
-        let found = answer(completion).unwrap();
+        let found = answer(completion, Fallback::None).unwrap();
         assert_eq!(&completion[found.range], r"\boxed{{x}}");
     }
 
@@ -233,7 +374,7 @@ mod tests {
         ] {
             let text = unit.repeat(200_000);
             let start = std::time::Instant::now();
-            let _ = (answer(&text), mentions_box(&text));
+            let _ = (answer(&text, Fallback::Number), mentions_box(&text));
             assert!(start.elapsed().as_secs() < 5, "{unit}");
         }
     }
@@ -249,7 +390,7 @@ mod tests {
             for found in boxes(&text) {
                 prop_assert!(text[found.range].contains(&found.content));
             }
-            let _ = answer(&text);
+            let _ = answer(&text, Fallback::Number);
         }
 
         /// Whatever balanced content is boxed last comes back.

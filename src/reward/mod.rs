@@ -7,26 +7,16 @@
 pub mod builtin;
 pub mod external;
 pub mod extract;
+pub mod grade;
 pub mod math;
 
 use anyhow::{Result, bail, ensure};
 use rayon::prelude::*;
-use serde::{Deserialize, Serialize};
 
 use crate::config::RewardConfig;
 use crate::episode::{FinishReason, Problem};
 use external::External;
-
-/// A judgement that explains itself.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Verdict {
-    /// Whether it counts as solved.
-    pub correct: bool,
-    /// The answer found in the completion, if any.
-    pub extracted: Option<String>,
-    /// Why equal or not, for people to read.
-    pub rule: String,
-}
+pub use grade::{Fallback, Grader, Verdict};
 
 /// One function's value for one completion.
 #[derive(Clone, Debug, PartialEq)]
@@ -152,6 +142,7 @@ impl RewardSet {
         if let Some(weight) = config.weights.iter().find(|weight| !weight.is_finite()) {
             bail!("reward.weights has {weight}, which is no finite number");
         }
+        let grader = config.grader();
         let mut functions: Vec<(Function, f32)> = Vec::with_capacity(names.len());
         for (index, name) in names.into_iter().enumerate() {
             ensure!(
@@ -164,7 +155,7 @@ impl RewardSet {
             let function = if name == external::NAME {
                 Function::External(External::new(&config.command)?)
             } else {
-                match builtin::build(name, max_completion_length) {
+                match builtin::build(name, &grader, max_completion_length) {
                     Some(function) => Function::Builtin(function),
                     None => bail!("reward.functions: {}", unknown(name)),
                 }
@@ -230,36 +221,5 @@ fn unknown(name: &str) -> String {
     match nearest {
         Some((_, nearest)) => format!("unknown function {name:?}, did you mean {nearest:?}?"),
         None => format!("unknown function {name:?}; known are {}", known.join(", ")),
-    }
-}
-
-/// Judges a model's completion: its last closed box after thinking against
-/// the gold answer. No box, no pay.
-pub fn grade_completion(gold: &str, completion: &str) -> Verdict {
-    match extract::answer(completion) {
-        Ok(found) => judge(gold, found.content),
-        Err(reason) => Verdict {
-            correct: false,
-            extracted: None,
-            rule: reason.to_string(),
-        },
-    }
-}
-
-/// Judges a bare answer, or a completion where the text has a box (closed or
-/// not) or thinking in it.
-pub fn grade(gold: &str, text: &str) -> Verdict {
-    match extract::mentions_box(text) || text.contains("</think>") || text.contains("<think>") {
-        true => grade_completion(gold, text),
-        false => judge(gold, text.trim().to_string()),
-    }
-}
-
-fn judge(gold: &str, answer: String) -> Verdict {
-    let outcome = math::compare(gold, &answer);
-    Verdict {
-        correct: outcome.equal,
-        extracted: Some(answer),
-        rule: outcome.rule,
     }
 }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::Config;
 use crate::episode::{AdapterId, FinishReason, Problem};
 use crate::model::half_layer::HalfLayers;
-use crate::reward::{extract, grade_completion, math};
+use crate::reward::math;
 use crate::rng::Purpose;
 use crate::rollout::{Completion, Request, Sampling};
 use crate::train::session::Session;
@@ -92,15 +92,14 @@ pub fn evaluate<D: HalfLayers>(
         false => (greedy.clone(), 1),
     };
 
+    let grader = config.reward.grader();
     let judge = |c: &Completion| -> Result<Judged> {
         let gold = &problems[c.request % problems.len()].answer;
         let text = tokenizer.decode(&c.ids, true)?;
-        let verdict = grade_completion(gold, &text);
+        let verdict = grader.completion(gold, &text);
         Ok(Judged {
             correct: verdict.correct,
-            answer: extract::answer(&text)
-                .ok()
-                .map(|f| math::normalise(&f.content)),
+            answer: verdict.extracted.as_deref().map(math::normalise),
             truncated: c.finish == FinishReason::Length,
             length: c.ids.len(),
         })

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use arca::config::RewardConfig;
 use arca::episode::{FinishReason, Problem};
 use arca::reward::external::External;
-use arca::reward::{RewardItem, RewardSet, grade, grade_completion};
+use arca::reward::{RewardItem, Grader, RewardSet};
 
 use super::problem;
 
@@ -74,13 +74,13 @@ fn math_pays_for_the_last_closed_box_alone() {
 
 #[test]
 fn grade_takes_answers_and_completions() {
-    assert!(grade("42", "42").correct);
-    assert!(grade("42", r"it is \boxed{42}").correct);
-    assert!(!grade("42", r"42 \boxed{").correct);
-    assert!(!grade("42", "<think> 42").correct);
-    assert!(!grade("", "").correct);
-    assert!(!grade_completion("42", "42").correct);
-    assert_eq!(grade(r"\frac12", " 1/2 ").extracted.as_deref(), Some("1/2"));
+    assert!(Grader::default().text("42", "42").correct);
+    assert!(Grader::default().text("42", r"it is \boxed{42}").correct);
+    assert!(!Grader::default().text("42", r"42 \boxed{").correct);
+    assert!(!Grader::default().text("42", "<think> 42").correct);
+    assert!(!Grader::default().text("", "").correct);
+    assert!(!Grader::default().completion("42", "42").correct);
+    assert_eq!(Grader::default().text(r"\frac12", " 1/2 ").extracted.as_deref(), Some("1/2"));
 }
 
 #[test]
