@@ -64,7 +64,10 @@ fn is_placeholder(content: &str) -> bool {
             | ["your", "answer", "here"]
             | ["final", "answer", "here"]
             | ["answer", "here"]
-    ) || matches!(content, "..." | "\\ldots" | "\\dots" | "\\cdots" | "\u{2026}")
+    ) || matches!(
+        content,
+        "..." | "\\ldots" | "\\dots" | "\\cdots" | "\u{2026}"
+    )
 }
 
 /// The boxes that stand in the same sentence as the last one, which lies at
@@ -93,7 +96,9 @@ pub fn joined(completion: &str, last: &Range<usize>) -> Option<Found> {
         kept.push(found);
     }
     kept.reverse();
-    let distinct = kept.windows(2).any(|pair| pair[0].content != pair[1].content);
+    let distinct = kept
+        .windows(2)
+        .any(|pair| pair[0].content != pair[1].content);
     let content: Vec<&str> = kept.iter().map(|found| found.content.as_str()).collect();
     distinct.then(|| Found {
         content: content.join(", "),
@@ -108,14 +113,22 @@ fn joins(between: &str) -> bool {
         .replace("\\text", " ")
         .replace("\\quad", " ")
         .chars()
-        .map(|c| if c.is_alphanumeric() || "=.?!".contains(c) { c } else { ' ' })
+        .map(|c| {
+            if c.is_alphanumeric() || "=.?!".contains(c) {
+                c
+            } else {
+                ' '
+            }
+        })
         .collect();
     let mut words = bare.split_whitespace();
     words.clone().any(|word| matches!(word, "and" | "or"))
         && words.clone().count() <= 6
         && words.all(|word| {
-            matches!(word, "and" | "or" | "=" | "are" | "is" | "also" | "either" | "both")
-                || word.chars().count() == 1 && word.chars().all(char::is_alphabetic)
+            matches!(
+                word,
+                "and" | "or" | "=" | "are" | "is" | "also" | "either" | "both"
+            ) || word.chars().count() == 1 && word.chars().all(char::is_alphabetic)
         })
         || bare.trim().is_empty() && between.contains(',')
 }
@@ -161,7 +174,12 @@ fn last_number(text: &str) -> Option<Found> {
     let bytes = text.as_bytes();
     let end = bytes.iter().rposition(u8::is_ascii_digit)? + 1;
     let part = |byte: &u8| byte.is_ascii_digit() || matches!(byte, b'.' | b',' | b'/');
-    let mut start = end - bytes[..end].iter().rev().take_while(|byte| part(byte)).count();
+    let mut start = end
+        - bytes[..end]
+            .iter()
+            .rev()
+            .take_while(|byte| part(byte))
+            .count();
     if start > 0 && bytes[start - 1] == b'-' {
         start -= 1;
     }
@@ -292,7 +310,9 @@ mod tests {
     use proptest::prelude::*;
 
     fn content(completion: &str) -> Option<String> {
-        answer(completion, Fallback::None).ok().map(|found| found.content)
+        answer(completion, Fallback::None)
+            .ok()
+            .map(|found| found.content)
     }
 
     #[test]

@@ -1,0 +1,306 @@
+//! One alphabet for the many an answer is typed in: Unicode signs as LaTeX,
+//! escapes repaired, chat markers and dollars gone.
+
+/// The text with Unicode mathematics as LaTeX commands. Commands that it
+/// writes end in a space, so that no letter after them joins their name.
+pub fn clean(text: &str) -> String {
+    let text = text.trim();
+    // Most answers are a few plain characters.
+    if text
+        .bytes()
+        .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'+' | b'/' | b'(' | b')' | b' '))
+    {
+        return text.to_string();
+    }
+    let text = without_markers(text);
+    let text = single_backslashes(&text);
+    let mut out = String::with_capacity(text.len() + 16);
+    let mut chars = text.char_indices().peekable();
+    let mut raised = false;
+    while let Some((at, c)) = chars.next() {
+        if let Some(digit) = superscript(c) {
+            if !raised {
+                out.push_str("^{");
+            }
+            raised = true;
+            out.push(digit);
+            continue;
+        }
+        if std::mem::take(&mut raised) {
+            out.push('}');
+        }
+        let rest = &text[at + c.len_utf8()..];
+        match c {
+            '\u{c}' | '\t' | '\u{8}' => out.push_str(broken_escape(c, rest)),
+            '$' => {
+                if out.ends_with('\\') {
+                    out.push('$');
+                } else {
+                    out.push(' ');
+                }
+            }
+            '\u{ff01}'..='\u{ff5e}' => {
+                out.extend(char::from_u32(c as u32 - 0xfee0));
+            }
+            '\u{200b}'..='\u{200f}' | '\u{2060}' | '\u{feff}' => {}
+            c if c.is_ascii_control() => out.push(' '),
+            c if c.is_ascii() => out.push(c),
+            c => match SIGNS.iter().find(|(sign, _)| *sign == c) {
+                Some((_, latex)) => {
+                    out.push_str(latex);
+                    if latex.starts_with('\\') {
+                        out.push(' ');
+                    }
+                }
+                None if c.is_whitespace() => out.push(' '),
+                None => out.push(c),
+            },
+        }
+    }
+    if raised {
+        out.push('}');
+    }
+    let out = out.replace("p.m.", "pm").replace("a.m.", "am");
+    let out = out.replace("P.M.", "PM").replace("A.M.", "AM");
+    trim_noise(&out).to_string()
+}
+
+/// The text without what may stand around an answer and means nothing.
+fn trim_noise(text: &str) -> &str {
+    let mut text = text;
+    loop {
+        let before = text.len();
+        text = text.trim().trim_matches('*').trim_matches('`');
+        text = text.trim_end_matches([',', ';', ':']);
+        if text.ends_with('.') && !text.ends_with("..") {
+            text = &text[..text.len() - 1];
+        }
+        // "185\": a backslash that lost its command.
+        if text.ends_with('\\') && !text.ends_with("\\\\") {
+            text = &text[..text.len() - 1];
+        }
+        for space in ["\\,", "\\;", "\\!", "\\ ", "\\quad", "\\\\"] {
+            text = text.strip_suffix(space).unwrap_or(text);
+        }
+        if text.len() == before {
+            return text;
+        }
+    }
+}
+
+/// Chat markers and the HTML that datasets carry.
+fn without_markers(text: &str) -> String {
+    let mut text = text.to_string();
+    for marker in ["<|im_end|>", "<|endoftext|>", "<|eot_id|>", "</s>"] {
+        if text.contains(marker) {
+            text = text.replace(marker, " ");
+        }
+    }
+    if text.contains("<su") {
+        for (tag, latex) in [
+            ("<sup>", "^{"),
+            ("</sup>", "}"),
+            ("<sub>", "_{"),
+            ("</sub>", "}"),
+        ] {
+            text = text.replace(tag, latex);
+        }
+    }
+    text
+}
+
+/// `\\frac` for `\frac`: one layer of escaping too many. Inside an
+/// environment a doubled backslash ends a row and stays.
+fn single_backslashes(text: &str) -> String {
+    if !text.contains("\\\\") {
+        return text.to_string();
+    }
+    if text.contains("\\\\begin") {
+        return text.replace("\\\\", "\\");
+    }
+    if text.contains("\\begin") {
+        return text.to_string();
+    }
+    let bytes = text.as_bytes();
+    let mut out = String::with_capacity(text.len());
+    for (at, c) in text.char_indices() {
+        let doubled = c == '\\' && bytes.get(at + 1) == Some(&b'\\');
+        let named = bytes.get(at + 2).is_some_and(u8::is_ascii_alphabetic);
+        if !(doubled && named) {
+            out.push(c);
+        }
+    }
+    out
+}
+
+/// What a JSON reader made of `\frac`, `\text`, `\begin` with one backslash.
+fn broken_escape(c: char, rest: &str) -> &'static str {
+    const LOST: [(char, &str, &str); 9] = [
+        ('\u{c}', "rac", "\\f"),
+        ('\t', "ext", "\\t"),
+        ('\t', "imes", "\\t"),
+        ('\t', "heta", "\\t"),
+        ('\t', "frac", "\\t"),
+        ('\t', "an", "\\t"),
+        ('\u{8}', "egin", "\\b"),
+        ('\u{8}', "oxed", "\\b"),
+        ('\u{8}', "inom", "\\b"),
+    ];
+    LOST.iter()
+        .find(|(lost, tail, _)| *lost == c && rest.starts_with(tail))
+        .map_or(" ", |(_, _, head)| head)
+}
+
+fn superscript(c: char) -> Option<char> {
+    Some(match c {
+        '\u{2070}' => '0',
+        '\u{b9}' => '1',
+        '\u{b2}' => '2',
+        '\u{b3}' => '3',
+        '\u{2074}'..='\u{2079}' => char::from(b'4' + (c as u32 - 0x2074) as u8),
+        '\u{207a}' => '+',
+        '\u{207b}' => '-',
+        '\u{207f}' => 'n',
+        _ => return None,
+    })
+}
+
+/// Signs and what they mean. Commands get a space behind them.
+const SIGNS: &[(char, &str)] = &[
+    ('−', "-"),
+    ('–', "-"),
+    ('—', "-"),
+    ('‐', "-"),
+    ('×', "\\times"),
+    ('·', "\\cdot"),
+    ('⋅', "\\cdot"),
+    ('∙', "\\cdot"),
+    ('•', "\\cdot"),
+    ('∗', "\\cdot"),
+    ('÷', "\\div"),
+    ('∕', "/"),
+    ('⁄', "/"),
+    ('π', "\\pi"),
+    ('√', "\\sqrt"),
+    ('∞', "\\infty"),
+    ('≤', "\\le"),
+    ('⩽', "\\le"),
+    ('≥', "\\ge"),
+    ('⩾', "\\ge"),
+    ('≠', "\\ne"),
+    ('≈', "\\approx"),
+    ('≡', "\\equiv"),
+    ('±', "\\pm"),
+    ('∓', "\\mp"),
+    ('∪', "\\cup"),
+    ('∩', "\\cap"),
+    ('∈', "\\in"),
+    ('∖', "\\setminus"),
+    ('∅', "\\emptyset"),
+    ('ℝ', "\\mathbb{R}"),
+    ('ℤ', "\\mathbb{Z}"),
+    ('ℕ', "\\mathbb{N}"),
+    ('ℚ', "\\mathbb{Q}"),
+    ('ℂ', "\\mathbb{C}"),
+    ('°', "^{\\circ}"),
+    ('º', "^{\\circ}"),
+    ('˚', "^{\\circ}"),
+    ('½', "\\frac{1}{2}"),
+    ('⅓', "\\frac{1}{3}"),
+    ('⅔', "\\frac{2}{3}"),
+    ('¼', "\\frac{1}{4}"),
+    ('¾', "\\frac{3}{4}"),
+    ('⅕', "\\frac{1}{5}"),
+    ('⅖', "\\frac{2}{5}"),
+    ('⅗', "\\frac{3}{5}"),
+    ('⅘', "\\frac{4}{5}"),
+    ('⅙', "\\frac{1}{6}"),
+    ('⅚', "\\frac{5}{6}"),
+    ('⅛', "\\frac{1}{8}"),
+    ('⅜', "\\frac{3}{8}"),
+    ('⅝', "\\frac{5}{8}"),
+    ('⅞', "\\frac{7}{8}"),
+    ('α', "\\alpha"),
+    ('β', "\\beta"),
+    ('γ', "\\gamma"),
+    ('δ', "\\delta"),
+    ('Δ', "\\Delta"),
+    ('∆', "\\Delta"),
+    ('ε', "\\epsilon"),
+    ('θ', "\\theta"),
+    ('λ', "\\lambda"),
+    ('μ', "\\mu"),
+    ('µ', "\\mu"),
+    ('ρ', "\\rho"),
+    ('σ', "\\sigma"),
+    ('τ', "\\tau"),
+    ('φ', "\\phi"),
+    ('ϕ', "\\phi"),
+    ('ψ', "\\psi"),
+    ('ω', "\\omega"),
+    ('Ω', "\\Omega"),
+    ('∑', "\\sum"),
+    ('∏', "\\prod"),
+    ('∫', "\\int"),
+    ('⌊', "\\lfloor"),
+    ('⌋', "\\rfloor"),
+    ('⌈', "\\lceil"),
+    ('⌉', "\\rceil"),
+    ('⟨', "\\langle"),
+    ('⟩', "\\rangle"),
+    ('∠', "\\angle"),
+    ('∣', "|"),
+    ('∀', "\\forall"),
+    ('…', "\\ldots"),
+    ('⋯', "\\cdots"),
+    ('′', "'"),
+    ('’', "'"),
+    ('‘', "'"),
+    ('“', "\""),
+    ('”', "\""),
+    ('，', ","),
+    ('；', ";"),
+    ('：', ":"),
+    ('（', "("),
+    ('）', ")"),
+    ('＜', "<"),
+    ('＞', ">"),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signs_become_latex() {
+        for (text, expected) in [
+            ("2π", "2\\pi"),
+            ("x²", "x^{2}"),
+            ("x⁻¹²y", "x^{-12}y"),
+            ("４２", "42"),
+            ("−5", "-5"),
+            ("$5$", "5"),
+            ("\\$5", "\\$5"),
+            ("**7**", "7"),
+            ("5.", "5"),
+            ("5\\,.", "5"),
+            ("185\\", "185"),
+            ("1, 2, ...", "1, 2, ..."),
+            ("42<|im_end|>", "42"),
+            ("3<sup>x</sup>", "3^{x}"),
+            ("\\\\frac{1}{2}", "\\frac{1}{2}"),
+            ("\u{c}rac{1}{2}", "\\frac{1}{2}"),
+            ("4:30 p.m.", "4:30 pm"),
+        ] {
+            assert_eq!(clean(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn rows_of_a_matrix_stay_rows() {
+        let matrix = r"\begin{pmatrix}1\\x\end{pmatrix}";
+        assert_eq!(clean(matrix), matrix);
+        let doubled = r"\\begin{pmatrix}1\\\\x\\end{pmatrix}";
+        assert_eq!(clean(doubled), matrix);
+    }
+}

@@ -1,0 +1,694 @@
+//! Tokens as an expression: precedence, juxtaposition, functions, fractions.
+
+use num_integer::Integer;
+use num_rational::BigRational;
+use num_traits::{One, Signed, ToPrimitive, Zero};
+
+use super::budget::{Budget, DEEPEST, Stop};
+use super::lex::Token;
+use super::tree::{Constant, Expr, Function};
+
+type Parsed = Result<Expr, Stop>;
+
+/// Reads all of `tokens` as one expression.
+pub fn parse(tokens: &[Token], depth: usize, budget: &Budget) -> Parsed {
+    let mut parser = Parser {
+        tokens,
+        at: 0,
+        depth,
+        bars: 0,
+        budget,
+    };
+    let expr = parser.sum()?;
+    match parser.at == tokens.len() {
+        true => Ok(expr),
+        false => Err(Stop::Unreadable),
+    }
+}
+
+struct Parser<'a> {
+    tokens: &'a [Token],
+    at: usize,
+    depth: usize,
+    /// Open bars of absolute values: the next one closes.
+    bars: usize,
+    budget: &'a Budget,
+}
+
+impl Parser<'_> {
+    fn peek(&self) -> Option<&Token> {
+        self.tokens.get(self.at)
+    }
+
+    fn is_sign(&self, sign: char) -> bool {
+        self.peek() == Some(&Token::Sign(sign))
+    }
+
+    fn eat(&mut self, sign: char) -> bool {
+        let found = self.is_sign(sign);
+        self.at += usize::from(found);
+        found
+    }
+
+    fn expect(&mut self, token: &Token) -> Result<(), Stop> {
+        if self.peek() != Some(token) {
+            return Err(Stop::Unreadable);
+        }
+        self.at += 1;
+        Ok(())
+    }
+
+    fn sum(&mut self) -> Parsed {
+        self.depth += 1;
+        if self.depth > DEEPEST {
+            return Err(Stop::Budget);
+        }
+        let mut terms = Vec::new();
+        loop {
+            self.budget.spend(8)?;
+            let mut sign = Some('+');
+            let mut negative = false;
+            let mut read = false;
+            while let Some(Token::Sign(c @ ('+' | '-' | '±' | '∓'))) = self.peek() {
+                match c {
+                    '-' => negative = !negative,
+                    '+' => {}
+                    c => sign = Some(*c),
+                }
+                read = true;
+                self.at += 1;
+            }
+            if !read && !terms.is_empty() {
+                break;
+            }
+            let mut term = self.product()?;
+            if let Some(c @ ('±' | '∓')) = sign {
+                term = Expr::PlusMinus {
+                    of: Box::new(term),
+                    flipped: c == '∓',
+                };
+            }
+            terms.push(if negative { term.negate() } else { term });
+            sign.take();
+        }
+        self.depth -= 1;
+        Ok(Expr::sum(terms))
+    }
+
+    fn product(&mut self) -> Parsed {
+        let mut factors = vec![self.factor()?];
+        if let Some(mixed) = self.mixed_number(&factors[0])? {
+            factors = vec![mixed];
+        }
+        loop {
+            self.budget.spend(4)?;
+            match self.peek() {
+                Some(Token::Sign('*')) => {
+                    self.at += 1;
+                    let factor = self.signed_factor()?;
+                    factors.push(factor);
+                }
+                Some(Token::Sign('/' | '÷')) => {
+                    self.at += 1;
+                    let by = self.signed_factor()?;
+                    factors.push(Expr::integer(1).divide(by));
+                }
+                Some(Token::Command("bmod" | "mod")) => {
+                    self.at += 1;
+                    let by = self.factor()?;
+                    let left = Expr::product(std::mem::take(&mut factors));
+                    factors.push(Expr::Call(Function::Mod, vec![left, by]));
+                }
+                Some(token) if self.starts_factor(token) => {
+                    // Two numbers side by side are a slip or a list, not a product.
+                    if matches!(token, Token::Number(_)) && self.after_number() {
+                        return Err(Stop::Unreadable);
+                    }
+                    factors.push(self.factor()?);
+                }
+                _ => break,
+            }
+        }
+        Ok(Expr::product(factors))
+    }
+
+    fn after_number(&self) -> bool {
+        matches!(
+            self.tokens.get(self.at.wrapping_sub(1)),
+            Some(Token::Number(_))
+        )
+    }
+
+    fn starts_factor(&self, token: &Token) -> bool {
+        match token {
+            Token::Number(_) | Token::Letter(_) | Token::Word(_) | Token::Text(_) => true,
+            Token::Open | Token::Begin(_) => true,
+            Token::Command(name) => {
+                !matches!(*name, "over" | "choose" | "pmod" | "circ" | "forall")
+            }
+            Token::Sign('(' | '[' | '⌊' | '⌈' | '{') => true,
+            Token::Sign('|') => self.bars == 0,
+            _ => false,
+        }
+    }
+
+    /// `-x` after an operator.
+    fn signed_factor(&mut self) -> Parsed {
+        if self.eat('-') {
+            return Ok(self.signed_factor()?.negate());
+        }
+        if self.eat('+') {
+            return self.signed_factor();
+        }
+        self.factor()
+    }
+
+    /// `1\frac{1}{2}` and `7 3/4`, whose integer has just been read.
+    fn mixed_number(&mut self, whole: &Expr) -> Result<Option<Expr>, Stop> {
+        let (Expr::Number(whole), Some(Token::Number(before))) =
+            (whole, self.tokens.get(self.at.wrapping_sub(1)))
+        else {
+            return Ok(None);
+        };
+        if !before.integer || whole.is_negative() {
+            return Ok(None);
+        }
+        let start = self.at;
+        let fraction = match self.peek() {
+            Some(Token::Command("frac" | "dfrac" | "tfrac" | "cfrac")) => {
+                self.at += 1;
+                let parts = [self.argument()?, self.argument()?];
+                proper(&parts[0], &parts[1])
+            }
+            Some(Token::Number(top)) if top.integer => {
+                let top = Expr::Number(top.value.clone());
+                match (self.tokens.get(self.at + 1), self.tokens.get(self.at + 2)) {
+                    (Some(Token::Sign('/')), Some(Token::Number(bottom))) if bottom.integer => {
+                        let bottom = Expr::Number(bottom.value.clone());
+                        self.at += 3;
+                        proper(&top, &bottom)
+                    }
+                    _ => None,
+                }
+            }
+            _ => None,
+        };
+        match fraction {
+            Some(fraction) => Ok(Some(Expr::Number(whole + fraction))),
+            None => {
+                self.at = start;
+                Ok(None)
+            }
+        }
+    }
+
+    /// An atom with its powers, factorials and signs behind it.
+    fn factor(&mut self) -> Parsed {
+        self.depth += 1;
+        if self.depth > DEEPEST {
+            return Err(Stop::Budget);
+        }
+        self.budget.spend(8)?;
+        let mut base = self.atom()?;
+        loop {
+            match self.peek() {
+                Some(Token::Sign('^')) => {
+                    self.at += 1;
+                    if self.peek().is_none() {
+                        // "90^": a degree sign that lost its circle.
+                        break;
+                    }
+                    let exponent = self.exponent()?;
+                    base = base.power(exponent);
+                }
+                Some(Token::Sign('!')) => {
+                    self.at += 1;
+                    base = Expr::Call(Function::Factorial, vec![base]);
+                }
+                Some(Token::Sign('°')) => {
+                    self.at += 1;
+                    base = Expr::product(vec![base, Expr::Constant(Constant::Degree)]);
+                    base = self.minutes(base)?;
+                }
+                Some(Token::Sign('%')) => {
+                    self.at += 1;
+                    base = base.divide(Expr::integer(100));
+                }
+                _ => break,
+            }
+        }
+        self.depth -= 1;
+        Ok(base)
+    }
+
+    /// `42'` behind degrees.
+    fn minutes(&mut self, degrees: Expr) -> Parsed {
+        let (Some(Token::Number(minutes)), Some(Token::Sign('\''))) =
+            (self.peek(), self.tokens.get(self.at + 1))
+        else {
+            return Ok(degrees);
+        };
+        let part = minutes.value.clone() / BigRational::from_integer(60.into());
+        self.at += 2;
+        let part = Expr::product(vec![Expr::Number(part), Expr::Constant(Constant::Degree)]);
+        Ok(Expr::sum(vec![degrees, part]))
+    }
+
+    fn exponent(&mut self) -> Parsed {
+        if self.eat('-') {
+            return Ok(self.exponent()?.negate());
+        }
+        if self.eat('+') {
+            return self.exponent();
+        }
+        self.depth += 1;
+        if self.depth > DEEPEST {
+            return Err(Stop::Budget);
+        }
+        let mut base = self.atom()?;
+        if self.eat('^') {
+            let exponent = self.exponent()?;
+            base = base.power(exponent);
+        }
+        self.depth -= 1;
+        Ok(base)
+    }
+
+    /// An argument in braces, or one token.
+    fn argument(&mut self) -> Parsed {
+        match self.peek() {
+            Some(Token::Open) => self.group(),
+            Some(Token::Sign('-')) => {
+                self.at += 1;
+                Ok(self.argument()?.negate())
+            }
+            _ => {
+                self.depth += 1;
+                if self.depth > DEEPEST {
+                    return Err(Stop::Budget);
+                }
+                let atom = self.atom();
+                self.depth -= 1;
+                atom
+            }
+        }
+    }
+
+    /// `{...}`, where `a \over b` and `n \choose k` may stand too.
+    fn group(&mut self) -> Parsed {
+        self.expect(&Token::Open)?;
+        let bars = std::mem::take(&mut self.bars);
+        let mut inner = self.sum()?;
+        if let Some(Token::Command(name @ ("over" | "choose"))) = self.peek() {
+            let name = *name;
+            self.at += 1;
+            let below = self.sum()?;
+            inner = match name {
+                "over" => inner.divide(below),
+                _ => Expr::Call(Function::Binomial, vec![inner, below]),
+            };
+        }
+        self.expect(&Token::Close)?;
+        self.bars = bars;
+        Ok(inner)
+    }
+
+    fn enclosed(&mut self, close: char) -> Parsed {
+        let bars = std::mem::take(&mut self.bars);
+        let inner = self.sum()?;
+        self.expect(&Token::Sign(close))?;
+        self.bars = bars;
+        Ok(inner)
+    }
+
+    fn atom(&mut self) -> Parsed {
+        let token = self.peek().ok_or(Stop::Unreadable)?.clone();
+        if token == Token::Open {
+            return self.group();
+        }
+        self.at += 1;
+        match token {
+            Token::Number(number) => Ok(Expr::Number(number.value)),
+            Token::Letter(name) => self.letter(name),
+            Token::Word(word) => {
+                if self.is_sign('_') {
+                    let name = format!("{word}{}", self.subscript()?);
+                    return Ok(Expr::Symbol(name));
+                }
+                Ok(spelt(&word))
+            }
+            Token::Text(text) => Ok(Expr::Text(super::words::key(&text))),
+            Token::Sign('(') => self.enclosed(')'),
+            Token::Sign('[') => self.enclosed(']'),
+            Token::Sign('{') => self.enclosed('}'),
+            Token::Sign('⌊') => Ok(Expr::Call(Function::Floor, vec![self.enclosed('⌋')?])),
+            Token::Sign('⌈') => Ok(Expr::Call(Function::Ceil, vec![self.enclosed('⌉')?])),
+            Token::Sign('|') => {
+                self.bars += 1;
+                let inner = self.sum()?;
+                self.expect(&Token::Sign('|'))?;
+                self.bars -= 1;
+                Ok(Expr::Call(Function::Abs, vec![inner]))
+            }
+            Token::Begin(name) => self.matrix(&name),
+            Token::Command(name) => self.command(name),
+            _ => Err(Stop::Unreadable),
+        }
+    }
+
+    fn letter(&mut self, name: String) -> Parsed {
+        let mut name = name;
+        if name == "C" && self.is_sign('_') {
+            let start = self.at;
+            if let Some(binomial) = self.combination()? {
+                return Ok(binomial);
+            }
+            self.at = start;
+        }
+        if self.is_sign('_') {
+            name.push_str(&self.subscript()?);
+        }
+        while self.is_sign('\'') {
+            self.at += 1;
+            name.push('\'');
+        }
+        let function = matches!(name.trim_end_matches('\''), "f" | "g" | "h");
+        if function && self.is_sign('(') {
+            self.at += 1;
+            return Ok(Expr::Apply(name, self.arguments(')')?));
+        }
+        Ok(match name.as_str() {
+            "e" => Expr::Constant(Constant::E),
+            "i" => Expr::Constant(Constant::I),
+            "\\pi" => Expr::Constant(Constant::Pi),
+            _ => Expr::Symbol(name),
+        })
+    }
+
+    /// `C_n^k`, where that can only be a number of combinations.
+    fn combination(&mut self) -> Result<Option<Expr>, Stop> {
+        self.at += 1;
+        let below = self.argument()?;
+        if !self.eat('^') {
+            return Ok(None);
+        }
+        let above = self.argument()?;
+        let fits = match (&below, &above) {
+            (Expr::Number(n), Expr::Number(k)) => n >= k && *n > BigRational::one(),
+            (Expr::Symbol(_) | Expr::Sum(_), Expr::Symbol(_) | Expr::Number(_)) => true,
+            _ => false,
+        };
+        Ok(fits.then(|| Expr::Call(Function::Binomial, vec![below, above])))
+    }
+
+    /// `_{ab}` as text that becomes part of a name.
+    fn subscript(&mut self) -> Result<String, Stop> {
+        self.expect(&Token::Sign('_'))?;
+        let mut name = String::from("_");
+        let mut depth = 0usize;
+        loop {
+            let token = self.peek().ok_or(Stop::Unreadable)?;
+            match token {
+                Token::Open => depth += 1,
+                Token::Close if depth == 0 => return Err(Stop::Unreadable),
+                Token::Close => depth -= 1,
+                Token::Number(number) => name.push_str(&number.value.to_string()),
+                Token::Letter(text) | Token::Word(text) | Token::Text(text) => name.push_str(text),
+                Token::Sign(c) => name.push(*c),
+                Token::Command(text) => name.push_str(text),
+                _ => return Err(Stop::Unreadable),
+            }
+            self.at += 1;
+            self.budget.spend(2)?;
+            if depth == 0 {
+                return Ok(name);
+            }
+        }
+    }
+
+    /// `a, b, c)`.
+    fn arguments(&mut self, close: char) -> Result<Vec<Expr>, Stop> {
+        let bars = std::mem::take(&mut self.bars);
+        let mut list = vec![self.sum()?];
+        while self.eat(',') {
+            list.push(self.sum()?);
+        }
+        self.expect(&Token::Sign(close))?;
+        self.bars = bars;
+        Ok(list)
+    }
+
+    fn command(&mut self, name: &'static str) -> Parsed {
+        Ok(match name {
+            "frac" | "dfrac" | "tfrac" | "cfrac" => {
+                let top = self.argument()?;
+                top.divide(self.argument()?)
+            }
+            "binom" | "dbinom" | "tbinom" => {
+                let top = self.argument()?;
+                Expr::Call(Function::Binomial, vec![top, self.argument()?])
+            }
+            "sqrt" => {
+                let index = match self.eat('[') {
+                    true => self.enclosed(']')?,
+                    false => Expr::integer(2),
+                };
+                Expr::Call(Function::Root, vec![self.argument()?, index])
+            }
+            "infty" => Expr::Constant(Constant::Infinity),
+            "exp" => Expr::Constant(Constant::E).power(self.function_argument()?),
+            "log" | "lg" | "ln" => self.logarithm(name)?,
+            "gcd" | "lcm" | "max" | "min" => {
+                let function = match name {
+                    "gcd" => Function::Gcd,
+                    "lcm" => Function::Lcm,
+                    "max" => Function::Max,
+                    _ => Function::Min,
+                };
+                let close = match self.peek() {
+                    Some(Token::Sign('(')) => ')',
+                    Some(Token::Sign('[')) => ']',
+                    Some(Token::Sign('{')) => '}',
+                    _ => return Err(Stop::Unreadable),
+                };
+                self.at += 1;
+                Expr::Call(function, self.arguments(close)?)
+            }
+            "floor" => Expr::Call(Function::Floor, vec![self.function_argument()?]),
+            "ceil" => Expr::Call(Function::Ceil, vec![self.function_argument()?]),
+            "abs" => Expr::Call(Function::Abs, vec![self.function_argument()?]),
+            "sum" | "prod" => self.series(name == "prod")?,
+            "ldots" | "cdots" => Expr::Symbol("\\ldots".into()),
+            _ => match trigonometric(name) {
+                Some(function) => self.trigonometry(function)?,
+                None => return Err(Stop::Unreadable),
+            },
+        })
+    }
+
+    /// What a function without brackets is of: `2x` in `\sin 2x + 1`.
+    fn function_argument(&mut self) -> Parsed {
+        if self.is_sign('(') || self.peek() == Some(&Token::Open) {
+            return self.argument();
+        }
+        let mut factors = Vec::new();
+        if self.eat('-') {
+            factors.push(Expr::integer(-1));
+        }
+        factors.push(self.factor()?);
+        while let Some(token) = self.peek() {
+            let next = match token {
+                Token::Number(_) | Token::Letter(_) | Token::Word(_) => true,
+                Token::Command(name) => matches!(*name, "frac" | "dfrac" | "tfrac" | "sqrt"),
+                _ => false,
+            };
+            if next {
+                factors.push(self.factor()?);
+            } else if self.is_sign('/') {
+                self.at += 1;
+                let by = self.factor()?;
+                factors.push(Expr::integer(1).divide(by));
+            } else {
+                break;
+            }
+        }
+        Ok(Expr::product(factors))
+    }
+
+    /// `\sin^2 x`, `\sin^{-1} x`.
+    fn trigonometry(&mut self, function: Function) -> Parsed {
+        let exponent = match self.eat('^') {
+            true => Some(self.exponent()?),
+            false => None,
+        };
+        let argument = self.function_argument()?;
+        match exponent {
+            Some(Expr::Number(n)) if n == -BigRational::one() => {
+                let inverse = match function {
+                    Function::Sin => Function::Arcsin,
+                    Function::Cos => Function::Arccos,
+                    Function::Tan => Function::Arctan,
+                    Function::Cot => Function::Arccot,
+                    _ => return Err(Stop::Unreadable),
+                };
+                Ok(Expr::Call(inverse, vec![argument]))
+            }
+            Some(exponent) => Ok(Expr::Call(function, vec![argument]).power(exponent)),
+            None => Ok(Expr::Call(function, vec![argument])),
+        }
+    }
+
+    /// Logarithms as quotients of natural ones; `\log` alone has base 10.
+    fn logarithm(&mut self, name: &str) -> Parsed {
+        let mut exponent = None;
+        let mut base = match name {
+            "ln" => None,
+            _ => Some(Expr::integer(10)),
+        };
+        loop {
+            if self.eat('_') {
+                base = Some(self.argument()?);
+            } else if self.eat('^') {
+                exponent = Some(self.exponent()?);
+            } else {
+                break;
+            }
+        }
+        let argument = self.function_argument()?;
+        let ln = |of: Expr| Expr::Call(Function::Ln, vec![of]);
+        let value = match base {
+            Some(base) => ln(argument).divide(ln(base)),
+            None => ln(argument),
+        };
+        Ok(match exponent {
+            Some(exponent) => value.power(exponent),
+            None => value,
+        })
+    }
+
+    /// `\sum_{k=1}^{10} k`, written out.
+    fn series(&mut self, product: bool) -> Parsed {
+        self.expect(&Token::Sign('_'))?;
+        self.expect(&Token::Open)?;
+        let Some(Token::Letter(name)) = self.peek().cloned() else {
+            return Err(Stop::Unreadable);
+        };
+        self.at += 1;
+        self.expect(&Token::Sign('='))?;
+        let from = self.sum()?;
+        self.expect(&Token::Close)?;
+        self.expect(&Token::Sign('^'))?;
+        let to = self.argument()?;
+        let body = self.product()?;
+        let (Some(from), Some(to)) = (small_integer(&from), small_integer(&to)) else {
+            return Err(Stop::Unreadable);
+        };
+        let count = (to - from + 1).max(0) as usize;
+        self.budget
+            .spend(count.saturating_mul(body.size()).saturating_mul(8))?;
+        // The index may be called i, which elsewhere is the imaginary unit.
+        let terms = (from..=to).map(|k| match name.as_str() {
+            "i" => replace_unit(&body, &Expr::integer(k)),
+            name => body.substitute(name, &Expr::integer(k)),
+        });
+        Ok(match product {
+            true => Expr::product(terms.collect()),
+            false => Expr::sum(terms.collect()),
+        })
+    }
+
+    /// Rows and columns up to the environment's end.
+    fn matrix(&mut self, name: &str) -> Parsed {
+        if !matches!(
+            name,
+            "pmatrix" | "bmatrix" | "Bmatrix" | "matrix" | "smallmatrix" | "array"
+        ) {
+            return Err(Stop::Unreadable);
+        }
+        let bars = std::mem::take(&mut self.bars);
+        let mut rows = vec![Vec::new()];
+        loop {
+            self.budget.spend(8)?;
+            match self.peek() {
+                Some(Token::End) => break,
+                Some(Token::Row) => {
+                    self.at += 1;
+                    rows.push(Vec::new());
+                }
+                Some(Token::Sign('&')) => self.at += 1,
+                Some(_) => {
+                    let entry = self.sum()?;
+                    if let Some(row) = rows.last_mut() {
+                        row.push(entry);
+                    }
+                }
+                None => return Err(Stop::Unreadable),
+            }
+        }
+        self.at += 1;
+        self.bars = bars;
+        rows.retain(|row: &Vec<Expr>| !row.is_empty());
+        let even = rows.windows(2).all(|pair| pair[0].len() == pair[1].len());
+        match even && !rows.is_empty() {
+            true => Ok(Expr::Matrix(rows)),
+            false => Err(Stop::Unreadable),
+        }
+    }
+}
+
+/// Bare letters in a formula: names in capitals, short ones as products.
+fn spelt(word: &str) -> Expr {
+    let capitals = word.chars().all(|c| c.is_ascii_uppercase());
+    if capitals {
+        return Expr::Symbol(word.to_string());
+    }
+    if word.len() > 4 || !word.is_ascii() {
+        return Expr::Text(word.to_lowercase());
+    }
+    let letters = word.chars().map(|c| match c {
+        'e' => Expr::Constant(Constant::E),
+        'i' => Expr::Constant(Constant::I),
+        c => Expr::Symbol(c.to_string()),
+    });
+    Expr::product(letters.collect())
+}
+
+/// A fraction of two positive integers below 1.
+fn proper(top: &Expr, bottom: &Expr) -> Option<BigRational> {
+    let (top, bottom) = (top.as_number()?, bottom.as_number()?);
+    let fits = top.is_integer() && bottom.is_integer() && top.is_positive() && top < bottom;
+    (fits && !bottom.is_zero()).then(|| top / bottom)
+}
+
+fn small_integer(expr: &Expr) -> Option<i64> {
+    let number = expr.as_number()?;
+    let (value, rest) = number.numer().div_rem(number.denom());
+    let value = value.to_i64()?;
+    (rest.is_zero() && value.abs() <= 100_000).then_some(value)
+}
+
+fn replace_unit(expr: &Expr, value: &Expr) -> Expr {
+    match expr {
+        Expr::Constant(Constant::I) => value.clone(),
+        other => other.map(&mut |part| replace_unit(part, value)),
+    }
+}
+
+fn trigonometric(name: &str) -> Option<Function> {
+    Some(match name {
+        "sin" => Function::Sin,
+        "cos" => Function::Cos,
+        "tan" => Function::Tan,
+        "cot" => Function::Cot,
+        "sec" => Function::Sec,
+        "csc" => Function::Csc,
+        "arcsin" | "asin" => Function::Arcsin,
+        "arccos" | "acos" => Function::Arccos,
+        "arctan" | "atan" => Function::Arctan,
+        "arccot" => Function::Arccot,
+        "sinh" => Function::Sinh,
+        "cosh" => Function::Cosh,
+        "tanh" => Function::Tanh,
+        _ => return None,
+    })
+}

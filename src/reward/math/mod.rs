@@ -1,0 +1,181 @@
+//! Whether two answers are the same: parsed from LaTeX, then compared exactly
+//! where that can be decided, else by values at random points.
+//!
+//! One comparison goes through, each stage only where the last did not decide:
+//!
+//! 1. the same text ([`normalise`]), or two plain integers;
+//! 2. [`clean`], [`lex`], [`repair`], [`statement`] and [`expression`] make a
+//!    tree of each side, [`normal`] one form of it;
+//! 3. [`structure`] compares by kind, [`sets`] sets of real numbers, and
+//!    [`equal`] values: [`exact`] rationals, [`modular`] residues,
+//!    [`numeric`] balls of machine and of [`precise`] numbers.
+//!
+//! All of it counts its steps against one [`budget`]. The policy for doubtful
+//! cases stands in `docs/reward.md`.
+
+mod budget;
+mod clean;
+mod equal;
+mod exact;
+mod expression;
+mod lex;
+mod modular;
+mod normal;
+mod normalise;
+mod numeric;
+mod precise;
+mod repair;
+mod sets;
+mod statement;
+mod structure;
+#[cfg(test)]
+mod tests;
+mod tree;
+mod words;
+
+use budget::{Budget, LONGEST, Stop};
+pub use normalise::normalise;
+use structure::Comparison;
+use tree::Answer;
+
+/// The outcome of a comparison and the rule that decided it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Match {
+    /// Whether the answer earns what the gold answer does.
+    pub equal: bool,
+    /// The comparison was given up; then not equal.
+    pub undecided: bool,
+    /// What decided, for people to read.
+    pub rule: String,
+}
+
+impl Match {
+    fn new(equal: bool, rule: impl Into<String>) -> Match {
+        Match {
+            equal,
+            undecided: false,
+            rule: rule.into(),
+        }
+    }
+
+    fn undecided(rule: &str) -> Match {
+        Match {
+            equal: false,
+            undecided: true,
+            rule: rule.into(),
+        }
+    }
+}
+
+/// Compares an answer with the gold answer. An empty side equals nothing.
+pub fn compare(gold: &str, answer: &str, lenient: bool) -> Match {
+    let (gold, answer) = (gold.trim(), answer.trim());
+    if let Some(decided) = plainly(gold, answer) {
+        return decided;
+    }
+    if gold.len() > LONGEST || answer.len() > LONGEST {
+        return Match::undecided("undecided: too long to read");
+    }
+    let budget = Budget::new();
+    let (gold, answer) = (clean::clean(gold), clean::clean(answer));
+    if words::key(&gold).is_empty() && !gold.contains(['∅', '\\']) {
+        return Match::new(false, "the gold answer is empty");
+    }
+    if answer.is_empty() {
+        return Match::new(false, "the answer is empty");
+    }
+    let parsed = [&gold, &answer].map(|text| {
+        let parsed = statement::parse(text, &budget)?;
+        normal::normal(parsed, &budget)
+    });
+    let [wanted, found] = match parsed {
+        [Ok(gold), Ok(answer)] => [gold, answer],
+        [Err(Stop::Budget), _] | [_, Err(Stop::Budget)] => {
+            return Match::undecided("undecided: too much to read");
+        }
+        _ => return as_text(&gold, &answer),
+    };
+    let comparison = Comparison {
+        budget: &budget,
+        lenient,
+    };
+    match comparison.same(&wanted, &found) {
+        Ok((true, rule)) => Match::new(true, rule),
+        Ok((false, rule)) => match as_words(&wanted, &found, &gold, &answer) {
+            Some(equal) => equal,
+            None => Match::new(false, format!("not equal: {rule}")),
+        },
+        Err(Stop::Budget) => Match::undecided("undecided: the budget of steps is spent"),
+        Err(Stop::Undefined) => Match::new(false, "not equal: a value that does not exist"),
+        Err(Stop::Unreadable) => as_text(&gold, &answer),
+    }
+}
+
+/// What needs no parsing: nothing at all, the same text, two integers.
+fn plainly(gold: &str, answer: &str) -> Option<Match> {
+    if gold.is_empty() {
+        return Some(Match::new(false, "the gold answer is empty"));
+    }
+    if answer.is_empty() {
+        return Some(Match::new(false, "the answer is empty"));
+    }
+    let digits = |text: &str| -> bool {
+        let unsigned = text.strip_prefix('-').unwrap_or(text);
+        !unsigned.is_empty() && unsigned.bytes().all(|b| b.is_ascii_digit())
+    };
+    if digits(gold) && digits(answer) {
+        let parts = |text: &str| -> (bool, String) {
+            let unsigned = text.trim_start_matches('-').trim_start_matches('0');
+            let negative = text.starts_with('-') && !unsigned.is_empty();
+            (negative, unsigned.to_string())
+        };
+        let equal = gold == answer || parts(gold) == parts(answer);
+        let rule = if equal {
+            "the same integer"
+        } else {
+            "not equal: integers"
+        };
+        return Some(Match::new(equal, rule));
+    }
+    let means_something = |text: &str| text.bytes().any(|b| b.is_ascii_alphanumeric());
+    let undefined = gold.contains("frac") || gold.contains('/');
+    if gold == answer && means_something(gold) && !undefined && !is_hollow(gold) {
+        return Some(Match::new(true, "the same text"));
+    }
+    None
+}
+
+/// `\text{}` and its like: commands around nothing.
+fn is_hollow(text: &str) -> bool {
+    text.starts_with('\\') && words::key(text).is_empty()
+}
+
+/// For what is no formula: the same words.
+fn as_text(gold: &str, answer: &str) -> Match {
+    let key = words::key(gold);
+    let equal = !key.is_empty() && key == words::key(answer);
+    let rule = if equal {
+        "the same words"
+    } else {
+        "not equal: no formula that can be read"
+    };
+    Match::new(equal, rule)
+}
+
+/// Where one side is words, the other may have been read as a formula that
+/// it is not: `\text{A5}` and `A5`.
+fn as_words(wanted: &Answer, found: &Answer, gold: &str, answer: &str) -> Option<Match> {
+    fn has_words(answer: &Answer) -> bool {
+        match answer {
+            Answer::Text(_) => true,
+            Answer::Quantity { unit, .. } => !unit.known,
+            Answer::List { items, .. } => items.iter().all(has_words),
+            _ => false,
+        }
+    }
+    if !has_words(wanted) && !has_words(found) {
+        return None;
+    }
+    let key = words::key(gold);
+    (!key.is_empty() && key == words::key(answer)).then(|| Match::new(true, "the same words"))
+}

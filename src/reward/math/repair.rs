@@ -1,0 +1,116 @@
+//! Small patterns of tokens that TeX and people write in several ways.
+
+use num_integer::Integer;
+use num_rational::BigRational;
+use num_traits::{Signed, ToPrimitive};
+
+use super::lex::{Number, Token};
+
+/// One form for degree signs, ordinals and the digits of `\frac12`.
+pub fn repair(tokens: Vec<Token>) -> Vec<Token> {
+    split_fraction_digits(raised_signs(tokens))
+}
+
+/// `^\circ`, `^{\circ}` and `^{th}` without the power that they are not.
+fn raised_signs(tokens: Vec<Token>) -> Vec<Token> {
+    if !tokens.contains(&Token::Sign('^')) {
+        return tokens;
+    }
+    let mut out = Vec::with_capacity(tokens.len());
+    let mut at = 0;
+    while at < tokens.len() {
+        let grouped = tokens.get(at + 1) == Some(&Token::Open);
+        let inner = at + 1 + usize::from(grouped);
+        let closed = !grouped || tokens.get(inner + 1) == Some(&Token::Close);
+        let raised = match tokens.get(inner) {
+            _ if tokens[at] != Token::Sign('^') || !closed => None,
+            Some(Token::Command("circ") | Token::Sign('°')) => Some(Token::Sign('°')),
+            Some(Token::Text(text) | Token::Word(text))
+                if matches!(text.as_str(), "th" | "st" | "nd" | "rd") =>
+            {
+                Some(Token::Text(text.clone()))
+            }
+            _ => None,
+        };
+        match raised {
+            Some(token) => {
+                out.push(token);
+                at = inner + 1 + usize::from(grouped);
+            }
+            None => {
+                out.push(tokens[at].clone());
+                at += 1;
+            }
+        }
+    }
+    out
+}
+
+/// `\frac12` as `\frac 1 2`: TeX takes one digit for an argument.
+fn split_fraction_digits(mut tokens: Vec<Token>) -> Vec<Token> {
+    let mut at = 0;
+    while at < tokens.len() {
+        let fraction = matches!(
+            tokens[at],
+            Token::Command("frac" | "dfrac" | "tfrac" | "cfrac" | "binom" | "dbinom" | "tbinom")
+        );
+        at += 1;
+        if !fraction {
+            continue;
+        }
+        let mut argument = at;
+        for _ in 0..2 {
+            match tokens.get(argument) {
+                Some(Token::Open) => argument = after_group(&tokens, argument),
+                Some(Token::Number(_)) => {
+                    split_first_digit(&mut tokens, argument);
+                    argument += 1;
+                }
+                _ => argument += 1,
+            }
+        }
+    }
+    tokens
+}
+
+/// The token behind the group that opens at `open`.
+fn after_group(tokens: &[Token], open: usize) -> usize {
+    let mut depth = 0usize;
+    for (at, token) in tokens.iter().enumerate().skip(open) {
+        match token {
+            Token::Open => depth += 1,
+            Token::Close => depth -= 1,
+            _ => {}
+        }
+        if depth == 0 {
+            return at + 1;
+        }
+    }
+    tokens.len()
+}
+
+fn split_first_digit(tokens: &mut Vec<Token>, at: usize) {
+    let Some(Token::Number(number)) = tokens.get(at) else {
+        return;
+    };
+    let fits = number.integer && !number.value.is_negative();
+    let Some(value) = number.value.to_i64().filter(|value| fits && *value >= 10) else {
+        return;
+    };
+    let mut tail = 1i64;
+    while value / tail >= 10 {
+        tail *= 10;
+    }
+    let (first, rest) = value.div_rem(&tail);
+    let literal = |value: i64, spaced| {
+        Token::Number(Number {
+            value: BigRational::from_integer(value.into()),
+            decimals: 0,
+            integer: true,
+            spaced,
+        })
+    };
+    let spaced = number.spaced;
+    tokens[at] = literal(first, spaced);
+    tokens.insert(at + 1, literal(rest, false));
+}

@@ -1,0 +1,613 @@
+//! Tokens as an answer: lists, relations, sets, brackets, units; what is left
+//! is an expression.
+
+use super::budget::{Budget, DEEPEST, Stop};
+use super::expression;
+use super::lex::{Token, lex};
+use super::repair::repair;
+use super::tree::{Answer, Constant, Expr, Sign};
+use super::words::{self, Unit};
+
+type Parsed = Result<Answer, Stop>;
+
+/// Reads a cleaned text as an answer.
+pub fn parse(text: &str, budget: &Budget) -> Parsed {
+    let tokens = repair(lex(text, budget)?);
+    Statement { budget }.answer(&tokens, 0)
+}
+
+struct Statement<'a> {
+    budget: &'a Budget,
+}
+
+impl Statement<'_> {
+    fn answer(&self, tokens: &[Token], depth: usize) -> Parsed {
+        if depth > DEEPEST {
+            return Err(Stop::Budget);
+        }
+        self.budget.spend(8 + 4 * tokens.len())?;
+        let tokens = without_fillers(tokens);
+        if tokens.is_empty() {
+            return Err(Stop::Unreadable);
+        }
+        for separator in [&[Token::Sign(';')][..], &LIST_MARKS] {
+            let parts = split(tokens, |token| separator.contains(token));
+            if parts.len() > 1 {
+                return self.list(tokens, parts, depth);
+            }
+        }
+        if let Some(words) = all_words(tokens) {
+            return Ok(text_answer(&words));
+        }
+        if let Some(relation) = self.relation(tokens, depth)? {
+            return Ok(relation);
+        }
+        if let Some(set) = self.set_operation(tokens, depth)? {
+            return Ok(set);
+        }
+        if let Some(bracketed) = self.brackets(tokens, depth)? {
+            return Ok(bracketed);
+        }
+        if let Some(ratio) = self.ratio(tokens, depth)? {
+            return Ok(ratio);
+        }
+        if let Some(quantity) = self.quantity(tokens, depth)? {
+            return Ok(quantity);
+        }
+        self.value(tokens, depth)
+    }
+
+    fn list(&self, tokens: &[Token], parts: Vec<&[Token]>, depth: usize) -> Parsed {
+        let mut items = Vec::with_capacity(parts.len());
+        for part in parts {
+            if !part.is_empty() {
+                items.push(self.answer(part, depth + 1)?);
+            }
+        }
+        match items.len() {
+            0 => Err(Stop::Unreadable),
+            1 => Ok(items.remove(0)),
+            _ => Ok(Answer::List {
+                items,
+                or: at_depth_zero(tokens).any(|(_, token)| *token == Token::Or),
+            }),
+        }
+    }
+
+    fn relation(&self, tokens: &[Token], depth: usize) -> Result<Option<Answer>, Stop> {
+        let mut cuts: Vec<(usize, char)> = at_depth_zero(tokens)
+            .filter_map(|(at, token)| match token {
+                Token::Sign(c) if "=≠<>≤≥≡∈≈⇒".contains(*c) => Some((at, *c)),
+                _ => None,
+            })
+            .collect();
+        if cuts.is_empty() {
+            // "Minimum: 1" labels as "Minimum = 1" does.
+            let colon = at_depth_zero(tokens).find(|(_, token)| **token == Token::Sign(':'));
+            match colon {
+                Some((at, _)) if all_words(&tokens[..at]).is_some() => cuts.push((at, '=')),
+                _ => return Ok(None),
+            }
+        }
+        if let Some((at, _)) = cuts.iter().rfind(|(_, c)| *c == '⇒') {
+            return self.answer(&tokens[at + 1..], depth + 1).map(Some);
+        }
+        if let Some((at, _)) = cuts.iter().find(|(_, c)| *c == '∈') {
+            let names = self.answer(&tokens[..*at], depth + 1)?;
+            let set = self.answer(&tokens[at + 1..], depth + 1)?;
+            return Ok(Some(Answer::Member(Box::new(names), Box::new(set))));
+        }
+        let approximate = cuts.iter().position(|(_, c)| *c == '≈');
+        if let Some(first) = approximate {
+            let at = cuts[first].0;
+            let left = &tokens[..at];
+            // "x \approx 3" gives x; "\frac{1}{3} \approx 0.33" is a third.
+            let named = left.len() == 1 && matches!(left[0], Token::Letter(_) | Token::Word(_));
+            if left.is_empty() || named {
+                return self.answer(&tokens[at + 1..], depth + 1).map(Some);
+            }
+            return self.answer(left, depth + 1).map(Some);
+        }
+        let mut sides = Vec::with_capacity(cuts.len() + 1);
+        let mut signs = Vec::with_capacity(cuts.len());
+        let mut from = 0;
+        for (at, c) in &cuts {
+            signs.push(match c {
+                '=' => Sign::Equal,
+                '≠' => Sign::NotEqual,
+                '<' => Sign::Less,
+                '>' => Sign::Greater,
+                '≤' => Sign::LessEqual,
+                '≥' => Sign::GreaterEqual,
+                _ => Sign::Congruent,
+            });
+            sides.push(self.side(&tokens[from..*at], depth)?);
+            from = at + 1;
+        }
+        sides.push(self.side(&tokens[from..], depth)?);
+        Ok(Some(Answer::Relation { sides, signs }))
+    }
+
+    /// One side of a relation: a name with arguments, `T(10)`, or any answer.
+    fn side(&self, tokens: &[Token], depth: usize) -> Parsed {
+        if let Some(open) = tokens.iter().position(|token| *token == Token::Sign('('))
+            && open > 0
+            && matches!(tokens[0], Token::Letter(_) | Token::Word(_))
+            && closing(tokens, open) == Some(tokens.len() - 1)
+        {
+            let name = match open {
+                1 => self.value(&tokens[..1], depth)?,
+                _ if tokens[1] == Token::Sign('_') || tokens[1] == Token::Sign('\'') => {
+                    self.value(&tokens[..open], depth)?
+                }
+                _ => return self.answer(tokens, depth + 1),
+            };
+            let mut arguments = Vec::new();
+            for part in split(&tokens[open + 1..tokens.len() - 1], |token| {
+                *token == Token::Sign(',')
+            }) {
+                arguments.push(expression::parse(part, depth, self.budget)?);
+            }
+            let plain = arguments
+                .iter()
+                .all(|argument| matches!(argument, Expr::Symbol(_) | Expr::Number(_)));
+            if let (Answer::Value { value, .. }, true) = (&name, plain)
+                && let Some(name) = name_of(value)
+            {
+                return Ok(Answer::value(Expr::Apply(name, arguments)));
+            }
+        }
+        self.answer(tokens, depth + 1)
+    }
+
+    fn set_operation(&self, tokens: &[Token], depth: usize) -> Result<Option<Answer>, Stop> {
+        for sign in ['∪', '∩', '∖'] {
+            let parts = split(tokens, |token| *token == Token::Sign(sign));
+            if parts.len() < 2 {
+                continue;
+            }
+            let mut sets = Vec::with_capacity(parts.len());
+            for part in parts {
+                sets.push(self.answer(part, depth + 1)?);
+            }
+            return Ok(Some(match sign {
+                '∪' => Answer::Union(sets),
+                '∩' => Answer::Intersection(sets),
+                _ => difference(sets),
+            }));
+        }
+        // \mathbb{R} - \{0\}
+        let parts = split(tokens, |token| *token == Token::Sign('-'));
+        let set = |part: &&[Token]| {
+            matches!(
+                part.first(),
+                Some(Token::Command("Reals") | Token::Sign('{'))
+            )
+        };
+        if parts.len() > 1 && parts.iter().all(set) {
+            let mut sets = Vec::with_capacity(parts.len());
+            for part in parts {
+                sets.push(self.answer(part, depth + 1)?);
+            }
+            return Ok(Some(difference(sets)));
+        }
+        Ok(match tokens {
+            [Token::Command("Reals")] => Some(Answer::Reals),
+            [Token::Command(name @ ("Integers" | "Naturals" | "Rationals" | "Complexes"))] => {
+                Some(Answer::Named(name))
+            }
+            [Token::Sign('∅')] => Some(Answer::Empty),
+            _ => None,
+        })
+    }
+
+    /// A tuple, an interval, a set or a group that encloses all there is.
+    fn brackets(&self, tokens: &[Token], depth: usize) -> Result<Option<Answer>, Stop> {
+        if tokens.first() == Some(&Token::Open) && closing(tokens, 0) == Some(tokens.len() - 1) {
+            return self
+                .answer(&tokens[1..tokens.len() - 1], depth + 1)
+                .map(Some);
+        }
+        if let [Token::Begin(name), inner @ .., Token::End] = tokens
+            && matches!(name.as_str(), "cases" | "aligned" | "align" | "gathered")
+            && !inner.contains(&Token::End)
+        {
+            let rows: Vec<Token> = inner
+                .iter()
+                .filter(|token| **token != Token::Sign('&'))
+                .map(|token| match token {
+                    Token::Row => Token::Sign(','),
+                    token => token.clone(),
+                })
+                .collect();
+            return self.answer(&rows, depth + 1).map(Some);
+        }
+        let open = match tokens.first() {
+            Some(Token::Sign(c @ ('(' | '[' | '{' | '⟨'))) => *c,
+            _ => return Ok(None),
+        };
+        if closing(tokens, 0) != Some(tokens.len() - 1) {
+            return Ok(None);
+        }
+        let Some(Token::Sign(close)) = tokens.last() else {
+            return Ok(None);
+        };
+        let inner = &tokens[1..tokens.len() - 1];
+        if open == '{' {
+            if inner.is_empty() {
+                return Ok(Some(Answer::Empty));
+            }
+            if let Some(builder) = self.builder(inner, depth)? {
+                return Ok(Some(builder));
+            }
+        }
+        let parts = split(inner, |token| {
+            matches!(token, Token::Sign(',' | ';')) || (open == '{' && LIST_MARKS.contains(token))
+        });
+        let mut items = Vec::with_capacity(parts.len());
+        for part in parts {
+            if part.is_empty() && open != '{' {
+                return Err(Stop::Unreadable);
+            }
+            if !part.is_empty() {
+                items.push(self.answer(part, depth + 1)?);
+            }
+        }
+        let (open, close) = match (open, *close) {
+            ('⟨', '⟩') => ('(', ')'),
+            pair => pair,
+        };
+        if items.len() == 1 && open != '{' {
+            return match (open, close) {
+                ('(', ')') | ('[', ']') => Ok(items.pop()),
+                _ => Err(Stop::Unreadable),
+            };
+        }
+        let matched = match open {
+            '{' => close == '}',
+            _ => close == ')' || close == ']',
+        };
+        match matched {
+            true => Ok(Some(Answer::Bracketed { open, items, close })),
+            false => Err(Stop::Unreadable),
+        }
+    }
+
+    /// `x \mid x < 3` between braces.
+    fn builder(&self, inner: &[Token], depth: usize) -> Result<Option<Answer>, Stop> {
+        let bar = at_depth_zero(inner)
+            .find(|(_, token)| matches!(token, Token::Sign('|' | ':')))
+            .map(|(at, _)| at);
+        let Some(at) = bar.filter(|at| *at > 0 && *at <= 4) else {
+            return Ok(None);
+        };
+        if !inner[..at]
+            .iter()
+            .any(|token| matches!(token, Token::Letter(_)))
+        {
+            return Ok(None);
+        }
+        let condition = self.answer(&inner[at + 1..], depth + 1)?;
+        Ok(Some(Answer::Builder(Box::new(condition))))
+    }
+
+    fn ratio(&self, tokens: &[Token], depth: usize) -> Result<Option<Answer>, Stop> {
+        let parts = split(tokens, |token| *token == Token::Sign(':'));
+        if parts.len() < 2 {
+            return Ok(None);
+        }
+        // A time's suffix belongs to all of it.
+        if let Some(Token::Text(suffix) | Token::Word(suffix)) = tokens.last()
+            && let Some(unit) = Unit::read(suffix, None)
+        {
+            let value = self.answer(&tokens[..tokens.len() - 1], depth + 1)?;
+            return Ok(Some(Answer::Quantity {
+                value: Box::new(value),
+                unit,
+            }));
+        }
+        let mut terms = Vec::with_capacity(parts.len());
+        for part in parts {
+            terms.push(expression::parse(part, depth, self.budget)?);
+        }
+        Ok(Some(Answer::Ratio(terms)))
+    }
+
+    /// A value with its unit: `\$5`, `10\%`, `15\text{ cm}^2`, `12^{th}`.
+    fn quantity(&self, tokens: &[Token], depth: usize) -> Result<Option<Answer>, Stop> {
+        let named = |name: &str| Unit {
+            name: name.into(),
+            known: true,
+        };
+        let quantity = |value: Answer, unit: Unit| {
+            Some(Answer::Quantity {
+                value: Box::new(value),
+                unit,
+            })
+        };
+        match tokens {
+            [Token::Sign('$'), rest @ ..] if !rest.is_empty() => {
+                let value = self.answer(rest, depth + 1)?;
+                // "\$5 dollars" says it twice.
+                let value = match value {
+                    Answer::Quantity { value, unit } if unit.name == "dollar" => *value,
+                    value => value,
+                };
+                return Ok(quantity(value, named("dollar")));
+            }
+            [Token::Sign('-'), Token::Sign('$'), rest @ ..] if !rest.is_empty() => {
+                let mut negative = vec![Token::Sign('-')];
+                negative.extend_from_slice(rest);
+                return Ok(quantity(
+                    self.answer(&negative, depth + 1)?,
+                    named("dollar"),
+                ));
+            }
+            [rest @ .., Token::Sign('%')] if !rest.is_empty() => {
+                return Ok(quantity(self.answer(rest, depth + 1)?, named("percent")));
+            }
+            [rest @ .., Token::Command("min")] if !rest.is_empty() => {
+                return Ok(quantity(self.answer(rest, depth + 1)?, named("min")));
+            }
+            _ => {}
+        }
+        let (body, power) = match tokens {
+            [body @ .., Token::Sign('^'), Token::Number(n)] if n.integer => (body, small(n)),
+            [
+                body @ ..,
+                Token::Sign('^'),
+                Token::Open,
+                Token::Number(n),
+                Token::Close,
+            ] if n.integer => (body, small(n)),
+            body => (body, None),
+        };
+        let mut from = body.len();
+        while from > 0 && is_unit(&body[from - 1], body.get(from.wrapping_sub(2))) {
+            from -= 1;
+        }
+        if from == body.len() || from == 0 {
+            return Ok(None);
+        }
+        let text: Vec<&str> = body[from..].iter().filter_map(text_of).collect();
+        let Some(mut unit) = Unit::read(&text.join(" "), power) else {
+            return Ok(None);
+        };
+        let mut rest = &body[..from];
+        // 20^\circ\text{C}: the sign and the letter are one unit.
+        if matches!(unit.name.as_str(), "c" | "f")
+            && let [before @ .., Token::Sign('°')] = rest
+        {
+            rest = before;
+            unit = named(&format!("degree {}", unit.name));
+        }
+        let value = self.answer(rest, depth + 1)?;
+        if unit.name == "degree"
+            && let Answer::Value { value, .. } = &value
+        {
+            let degrees = Expr::product(vec![value.clone(), Expr::Constant(Constant::Degree)]);
+            return Ok(Some(Answer::value(degrees)));
+        }
+        Ok(quantity(value, unit))
+    }
+
+    fn value(&self, tokens: &[Token], depth: usize) -> Parsed {
+        if let [Token::Based { digits, base }] = tokens {
+            return Ok(Answer::Based {
+                digits: digits.clone(),
+                base: *base,
+            });
+        }
+        let decimals = match tokens {
+            [Token::Number(number)] | [Token::Sign('-' | '+'), Token::Number(number)] => {
+                (!number.integer).then_some(number.decimals)
+            }
+            _ => None,
+        };
+        let value = expression::parse(tokens, depth, self.budget)?;
+        Ok(Answer::Value { value, decimals })
+    }
+}
+
+const LIST_MARKS: [Token; 3] = [Token::Sign(','), Token::And, Token::Or];
+
+fn difference(sets: Vec<Answer>) -> Answer {
+    let mut sets = sets.into_iter();
+    let first = sets.next().unwrap_or(Answer::Empty);
+    sets.fold(first, |left, right| {
+        Answer::Difference(Box::new(left), Box::new(right))
+    })
+}
+
+fn small(number: &super::lex::Number) -> Option<u32> {
+    use num_traits::ToPrimitive;
+    number.value.to_u32().filter(|n| (2..=9).contains(n))
+}
+
+fn name_of(expr: &Expr) -> Option<String> {
+    match expr {
+        Expr::Symbol(name) => Some(name.clone()),
+        Expr::Constant(Constant::E) => Some("e".into()),
+        Expr::Constant(Constant::I) => Some("i".into()),
+        Expr::Text(text) => Some(text.clone()),
+        _ => None,
+    }
+}
+
+/// Whether a token behind a number measures it rather than multiplies it.
+fn is_unit(token: &Token, before: Option<&Token>) -> bool {
+    match token {
+        Token::Text(_) => true,
+        Token::Word(word) => {
+            words::canonical(&word.to_lowercase()).is_some()
+                || word.len() > 4
+                || matches!(word.as_str(), "square" | "cubic" | "sq" | "per")
+                // Words behind words: "15th day".
+                || matches!(before, Some(Token::Word(w)) if words::canonical(w).is_some())
+        }
+        Token::Sign('/') => matches!(before, Some(Token::Text(_) | Token::Word(_))),
+        _ => false,
+    }
+}
+
+fn text_of(token: &Token) -> Option<&str> {
+    match token {
+        Token::Text(text) | Token::Word(text) => Some(text),
+        Token::Sign('/') => Some("per"),
+        _ => None,
+    }
+}
+
+/// The words of an answer that has nothing but words.
+fn all_words(tokens: &[Token]) -> Option<Vec<String>> {
+    let tokens = match tokens {
+        [Token::Sign('('), inner @ .., Token::Sign(')')] => inner,
+        [Token::Open, inner @ .., Token::Close] => inner,
+        tokens => tokens,
+    };
+    match tokens.first()? {
+        Token::Text(_) => {}
+        // One of these alone might be a product of letters: decided where it
+        // is compared.
+        Token::Word(_) => {}
+        _ => return None,
+    }
+    tokens
+        .iter()
+        .map(|token| match token {
+            Token::Text(text) | Token::Word(text) | Token::Letter(text) => {
+                (!text.starts_with('\\')).then(|| text.clone())
+            }
+            Token::Number(number) => Some(number.value.to_string()),
+            Token::Sign('.' | '\'' | '-' | '"' | '!' | '?') => Some(String::new()),
+            _ => None,
+        })
+        .collect()
+}
+
+/// Words as text, or as a list where they are one: "B, E and G".
+fn text_answer(words: &[String]) -> Answer {
+    let joined = words.join(" ");
+    let items: Vec<Answer> = joined
+        .replace(" and ", ",")
+        .split(',')
+        .map(words::key)
+        .filter(|key| !key.is_empty())
+        .map(Answer::Text)
+        .collect();
+    match items.len() {
+        0 | 1 => Answer::Text(words::key(&joined)),
+        _ => Answer::List {
+            items,
+            or: joined.contains(" or "),
+        },
+    }
+}
+
+/// Without the words around an answer that say nothing of it.
+fn without_fillers(tokens: &[Token]) -> &[Token] {
+    let mut tokens = tokens;
+    // A qualifier and all behind it: "f(x) = x for all real x".
+    let qualifier = at_depth_zero(tokens).find(|(at, token)| *at > 0 && is_qualifier(token));
+    if let Some((at, _)) = qualifier {
+        tokens = &tokens[..at];
+    }
+    loop {
+        tokens = match tokens {
+            [Token::Sign(',' | ';' | '.' | ':'), rest @ ..] if !rest.is_empty() => rest,
+            [rest @ .., Token::Sign(',' | ';' | '.' | ':')] if !rest.is_empty() => rest,
+            [Token::Text(text), rest @ ..] if !rest.is_empty() && is_filler(text) => rest,
+            [Token::Word(text), rest @ ..] if !rest.is_empty() && is_filler(text) => rest,
+            _ => return tokens,
+        };
+    }
+}
+
+fn is_filler(text: &str) -> bool {
+    matches!(
+        words::key(text).as_str(),
+        "only"
+            | "so"
+            | "thus"
+            | "hence"
+            | "approximately"
+            | "about"
+            | "approx"
+            | "exactly"
+            | "the answer is"
+            | "answer"
+            | "therefore"
+            | "all"
+            | "either"
+    )
+}
+
+fn is_qualifier(token: &Token) -> bool {
+    match token {
+        Token::Text(text) | Token::Word(text) => {
+            let key = words::key(text);
+            [
+                "for all",
+                "for any",
+                "for every",
+                "for each",
+                "for real",
+                "where",
+            ]
+            .iter()
+            .any(|start| key == *start || key.starts_with(&format!("{start} ")))
+                || key == "for"
+        }
+        Token::Command("forall") => true,
+        _ => false,
+    }
+}
+
+/// The tokens outside all brackets, groups and environments.
+fn at_depth_zero(tokens: &[Token]) -> impl Iterator<Item = (usize, &Token)> {
+    let mut depth = 0i32;
+    tokens.iter().enumerate().filter(move |(_, token)| {
+        let change = nesting(token);
+        if change < 0 {
+            depth += change;
+            return false;
+        }
+        let here = depth == 0 && change == 0;
+        depth += change;
+        here
+    })
+}
+
+fn nesting(token: &Token) -> i32 {
+    match token {
+        Token::Open | Token::Begin(_) | Token::Sign('(' | '[' | '{' | '⟨' | '⌊' | '⌈') => 1,
+        Token::Close | Token::End | Token::Sign(')' | ']' | '}' | '⟩' | '⌋' | '⌉') => -1,
+        _ => 0,
+    }
+}
+
+/// Where the bracket that opens at `open` closes.
+fn closing(tokens: &[Token], open: usize) -> Option<usize> {
+    let mut depth = 0i32;
+    for (at, token) in tokens.iter().enumerate().skip(open) {
+        depth += nesting(token);
+        if depth == 0 {
+            return Some(at);
+        }
+    }
+    None
+}
+
+/// The parts between the separators at depth zero.
+fn split(tokens: &[Token], separator: impl Fn(&Token) -> bool) -> Vec<&[Token]> {
+    let mut parts = Vec::new();
+    let mut from = 0;
+    for (at, token) in at_depth_zero(tokens) {
+        if separator(token) {
+            parts.push(&tokens[from..at]);
+            from = at + 1;
+        }
+    }
+    parts.push(&tokens[from..]);
+    parts
+}

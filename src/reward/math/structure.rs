@@ -1,0 +1,665 @@
+//! Whether two answers are the same, kind by kind: the policy of
+//! `docs/reward.md` in code.
+
+use num_rational::BigRational;
+use num_traits::{Signed, ToPrimitive, Zero};
+
+use super::budget::{Budget, Stop};
+use super::equal::{Decision, Up, same, same_value, terminates};
+use super::exact;
+use super::normal::is_name;
+use super::numeric::{Evaluation, Machine};
+use super::sets::{self, RealSet};
+use super::tree::{Answer, Expr, Sign};
+use super::words;
+
+/// A comparison with its policy.
+pub struct Comparison<'a> {
+    pub budget: &'a Budget,
+    pub lenient: bool,
+}
+
+fn decided(equal: bool, rule: &'static str) -> Decision {
+    Ok((equal, rule))
+}
+
+impl Comparison<'_> {
+    /// Whether `answer` earns what `gold` does.
+    pub fn same(&self, gold: &Answer, answer: &Answer) -> Decision {
+        self.budget.spend(16)?;
+        if let Some(decision) = self.as_sets(gold, answer)? {
+            return Ok(decision);
+        }
+        match (gold, answer) {
+            (Answer::Member(_, set), other) if !matches!(other, Answer::Member(..)) => {
+                self.same(set, other)
+            }
+            (other, Answer::Member(names, set)) if !matches!(other, Answer::Member(..)) => {
+                match is_name(names) {
+                    true => self.same(other, set),
+                    false => decided(false, "a statement and a value"),
+                }
+            }
+            (Answer::Member(a, left), Answer::Member(b, right)) => match a == b {
+                true => self.same(left, right),
+                false => decided(false, "statements of different things"),
+            },
+            (Answer::Quantity { .. }, _) | (_, Answer::Quantity { .. }) => {
+                self.quantities(gold, answer)
+            }
+            (Answer::Relation { .. }, _) | (_, Answer::Relation { .. }) => {
+                self.relations(gold, answer)
+            }
+            (
+                Answer::Value {
+                    value: a,
+                    decimals: p,
+                },
+                Answer::Value {
+                    value: b,
+                    decimals: q,
+                },
+            ) => self.values(a, *p, b, *q),
+            (Answer::Text(a), Answer::Text(b)) => decided(a == b, "text"),
+            (Answer::Text(text), Answer::Value { value, .. })
+            | (Answer::Value { value, .. }, Answer::Text(text)) => self.word_and_value(text, value),
+            (Answer::Based { digits: a, base: p }, Answer::Based { digits: b, base: q }) => {
+                let plain = |digits: &str| digits.trim_start_matches('0').to_string();
+                decided(p == q && plain(a) == plain(b), "digits in a base")
+            }
+            (Answer::Based { digits, .. }, Answer::Value { value, .. })
+            | (Answer::Value { value, .. }, Answer::Based { digits, .. }) => {
+                let same = value.as_number().is_some_and(|n| n.to_string() == *digits);
+                decided(self.lenient && same, "one side names no base")
+            }
+            (Answer::Ratio(a), Answer::Ratio(b)) => self.ratios(a, b),
+            (Answer::Ratio(ratio), Answer::Value { value, .. })
+            | (Answer::Value { value, .. }, Answer::Ratio(ratio)) => match ratio.as_slice() {
+                [a, b] => {
+                    let quotient = a.clone().divide(b.clone());
+                    let (equal, _) = same_value(&quotient, value, self.budget)?;
+                    decided(equal, "a ratio as a quotient")
+                }
+                _ => decided(false, "a ratio of more than two"),
+            },
+            (
+                Answer::Bracketed {
+                    open: '{',
+                    items: a,
+                    ..
+                },
+                Answer::Bracketed {
+                    open: '{',
+                    items: b,
+                    ..
+                }
+                | Answer::List { items: b, .. },
+            )
+            | (
+                Answer::List { items: a, .. },
+                Answer::Bracketed {
+                    open: '{',
+                    items: b,
+                    ..
+                },
+            ) => self.in_any_order(a, b, "sets"),
+            (
+                Answer::Bracketed {
+                    open: p,
+                    items: a,
+                    close: q,
+                },
+                Answer::Bracketed {
+                    open: r,
+                    items: b,
+                    close: s,
+                },
+            ) => match p == r && q == s {
+                true => self.in_order(a, b, "tuples, element by element"),
+                false => decided(false, "different brackets"),
+            },
+            (Answer::List { items: a, .. }, Answer::List { items: b, .. }) => {
+                self.in_any_order(a, b, "lists in any order")
+            }
+            (
+                Answer::Value {
+                    value: Expr::Matrix(rows),
+                    ..
+                },
+                Answer::Bracketed { items, .. },
+            ) => self.vectors(rows, items, true),
+            (
+                Answer::Bracketed { items, .. },
+                Answer::Value {
+                    value: Expr::Matrix(rows),
+                    ..
+                },
+            ) => self.vectors(rows, items, false),
+            (
+                Answer::List { items: a, .. },
+                Answer::Bracketed {
+                    open: '(',
+                    items: b,
+                    close: ')',
+                },
+            )
+            | (
+                Answer::Bracketed {
+                    open: '(',
+                    items: a,
+                    close: ')',
+                },
+                Answer::List { items: b, .. },
+            ) if self.lenient => self.in_order(a, b, "a list as a tuple"),
+            (Answer::Builder(a), Answer::Builder(b)) => self.same(a, b),
+            (Answer::Union(a), Answer::Union(b)) => self.in_any_order(a, b, "unions"),
+            (Answer::Intersection(a), Answer::Intersection(b)) => {
+                self.in_any_order(a, b, "intersections")
+            }
+            (Answer::Difference(a, b), Answer::Difference(c, d)) => {
+                match self.same(a, c)?.0 && self.same(b, d)?.0 {
+                    true => decided(true, "differences of sets"),
+                    false => decided(false, "differences of sets"),
+                }
+            }
+            (Answer::Named(a), Answer::Named(b)) => decided(a == b, "named sets"),
+            (Answer::Empty, Answer::Empty) | (Answer::Reals, Answer::Reals) => {
+                decided(true, "the same set")
+            }
+            _ => decided(false, "answers of different kinds"),
+        }
+    }
+
+    /// Intervals, unions and inequalities as sets, where one side can be
+    /// nothing else. The open interval (1, 2) of a gold answer may be a point,
+    /// so an inequality does not earn it.
+    fn as_sets(
+        &self,
+        gold: &Answer,
+        answer: &Answer,
+    ) -> Result<Option<(bool, &'static str)>, Stop> {
+        let (certain, answered) = (sets::is_certain(gold), sets::is_certain(answer));
+        if !certain && !answered {
+            return Ok(None);
+        }
+        let point = matches!(gold, Answer::Bracketed { open: '(', .. });
+        let ordered = |answer: &Answer| matches!(answer, Answer::Relation { .. });
+        if !certain && point && ordered(answer) && !self.lenient {
+            return Ok(Some((false, "an inequality for what may be a point")));
+        }
+        // Two tuples are compared as they stand.
+        let bracketed = |answer: &Answer| matches!(answer, Answer::Bracketed { .. });
+        if bracketed(gold) && bracketed(answer) {
+            return Ok(None);
+        }
+        let (Some(a), Some(b)) = (
+            RealSet::read(gold, self.budget)?,
+            RealSet::read(answer, self.budget)?,
+        ) else {
+            return Ok(None);
+        };
+        Ok(Some((a.same(&b, self.budget)?, "sets of real numbers")))
+    }
+
+    fn quantities(&self, gold: &Answer, answer: &Answer) -> Decision {
+        match (gold, answer) {
+            (Answer::Quantity { value: a, unit: p }, Answer::Quantity { value: b, unit: q }) => {
+                let generic = p.is_generic() || q.is_generic();
+                if p.name != q.name && !(generic && p.known && q.known) {
+                    let money = ["dollar", "cent"];
+                    let both = money.contains(&p.name.as_str()) && money.contains(&q.name.as_str());
+                    return match both {
+                        true => self.money(a, p.name == "cent", b),
+                        false => decided(false, "different units"),
+                    };
+                }
+                self.same(a, b)
+            }
+            (Answer::Quantity { value, unit }, other)
+            | (other, Answer::Quantity { value, unit })
+                if unit.name == "percent" =>
+            {
+                let percent_is_gold = matches!(gold, Answer::Quantity { .. });
+                let (first, _) = match percent_is_gold {
+                    true => self.same(value, other)?,
+                    false => self.same(other, value)?,
+                };
+                if first {
+                    return decided(true, "a percentage with and without its sign");
+                }
+                // 50% for 1/2: a hundred times the plain side is the number of
+                // percents.
+                let Answer::Value { value: plain, .. } = other else {
+                    return decided(false, "a percentage and no number");
+                };
+                let scaled = Expr::product(vec![Expr::integer(100), plain.clone()]);
+                let scaled = Answer::value(scaled);
+                let (equal, _) = match percent_is_gold {
+                    true => self.same(value, &scaled)?,
+                    false => self.same(&scaled, value)?,
+                };
+                decided(equal, "a percentage as a fraction")
+            }
+            (Answer::Quantity { value, .. }, other) => {
+                let (equal, _) = self.same(value, other)?;
+                decided(equal, "the gold answer's unit is missing")
+            }
+            (other, Answer::Quantity { value, unit }) => {
+                if !unit.known && !self.lenient {
+                    return decided(false, "words that are no unit");
+                }
+                let (equal, _) = self.same(other, value)?;
+                decided(equal, "a unit that the gold answer leaves out")
+            }
+            _ => decided(false, "answers of different kinds"),
+        }
+    }
+
+    /// Dollars against cents.
+    fn money(&self, gold: &Answer, gold_in_cents: bool, answer: &Answer) -> Decision {
+        let (Answer::Value { value: a, .. }, Answer::Value { value: b, .. }) = (gold, answer)
+        else {
+            return decided(false, "different units");
+        };
+        let hundred = |e: &Expr| Expr::product(vec![Expr::integer(100), e.clone()]);
+        let (equal, _) = match gold_in_cents {
+            true => same_value(a, &hundred(b), self.budget)?,
+            false => same_value(&hundred(a), b, self.budget)?,
+        };
+        decided(equal, "dollars and cents")
+    }
+
+    fn values(
+        &self,
+        gold: &Expr,
+        gold_decimals: Option<usize>,
+        answer: &Expr,
+        answer_decimals: Option<usize>,
+    ) -> Decision {
+        let outcome = same_value(gold, answer, self.budget)?;
+        if outcome.0 {
+            return Ok(outcome);
+        }
+        let (exact_gold, exact_answer) = (
+            exact::rational(gold, self.budget)?,
+            exact::rational(answer, self.budget)?,
+        );
+        // The gold answer is a rounded value: whatever rounds to it earns it,
+        // unless it could have been written out.
+        if let (Some(decimals), Some(g)) = (gold_decimals, &exact_gold)
+            && decimals >= 2
+            && answer_decimals.is_none()
+            && !exact_answer.as_ref().is_some_and(terminates)
+            && answer.symbols().is_empty()
+            && self.rounds_to(answer, exact_answer.as_ref(), g, decimals)?
+        {
+            return decided(true, "rounds to the gold answer's decimals");
+        }
+        // A fraction with ten digits or more is no guess.
+        if let (Some(decimals), Some(a)) = (answer_decimals, &exact_answer) {
+            let enough = if self.lenient { 3 } else { 10 };
+            let long = decimals >= enough
+                && exact_gold.is_some()
+                && gold_decimals.is_none()
+                && !a.is_zero();
+            if long || self.lenient && decimals >= 3 && gold_decimals.is_none() {
+                let close = match &exact_gold {
+                    Some(g) => (g - a).abs() < unit_in_last_place(decimals),
+                    None => self.rounds_to(gold, None, a, decimals)?,
+                };
+                if close {
+                    return decided(true, "the gold answer's value to many decimals");
+                }
+            }
+        }
+        Ok(outcome)
+    }
+
+    /// Whether `value` lies within half a unit of `target`'s last place.
+    fn rounds_to(
+        &self,
+        value: &Expr,
+        exact: Option<&BigRational>,
+        target: &BigRational,
+        decimals: usize,
+    ) -> Result<bool, Stop> {
+        let half = unit_in_last_place(decimals) / BigRational::from_integer(2.into());
+        if let Some(exact) = exact {
+            return Ok((exact - target).abs() <= half);
+        }
+        let machine = Evaluation {
+            real: &Machine,
+            point: 0,
+            signed: false,
+            budget: self.budget,
+        };
+        let (Some(half), Some(target)) = (half.to_f64(), target.to_f64()) else {
+            return Ok(false);
+        };
+        match machine.evaluate(value) {
+            Ok(ball) if !machine.is_complex(&ball) => {
+                Ok((ball.re - target).abs() + ball.err <= half)
+            }
+            Ok(_) | Err(Stop::Undefined | Stop::Unreadable) => Ok(false),
+            Err(stop) => Err(stop),
+        }
+    }
+
+    /// `four` and 4, `bh` and b times h, `e` and the constant e.
+    fn word_and_value(&self, text: &str, value: &Expr) -> Decision {
+        if let Some(number) = words::small_number(text) {
+            let (equal, _) = same_value(&Expr::integer(i64::from(number)), value, self.budget)?;
+            return decided(equal, "a number in words");
+        }
+        if text.contains("infinitely many") && value.infinite() == 1 {
+            return decided(true, "infinity in words");
+        }
+        let spelt = text.len() <= 4 && text.bytes().all(|b| b.is_ascii_alphabetic());
+        if !spelt || !matches!(value, Expr::Product(_)) {
+            let name = match value {
+                Expr::Symbol(name) => words::key(name),
+                Expr::Constant(super::tree::Constant::E) => "e".into(),
+                Expr::Constant(super::tree::Constant::I) => "i".into(),
+                _ => return decided(false, "words and a value"),
+            };
+            return decided(name == *text, "a name");
+        }
+        let letters = text.chars().map(|c| match c {
+            'e' => Expr::Constant(super::tree::Constant::E),
+            'i' => Expr::Constant(super::tree::Constant::I),
+            c => Expr::Symbol(c.to_string()),
+        });
+        let product = Expr::product(letters.collect());
+        let (equal, _) = same_value(&product, value, self.budget)?;
+        decided(equal, "letters as a product")
+    }
+
+    /// Proportional terms; times of day are two numbers and must be the same.
+    fn ratios(&self, gold: &[Expr], answer: &[Expr]) -> Decision {
+        if gold.len() != answer.len() {
+            return decided(false, "ratios of different lengths");
+        }
+        let mut identical = true;
+        for (a, b) in gold.iter().zip(answer) {
+            identical &= same_value(a, b, self.budget)?.0;
+        }
+        if identical {
+            return decided(true, "the same ratio");
+        }
+        for (a, b) in gold.iter().zip(answer).skip(1) {
+            let left = Expr::product(vec![a.clone(), answer[0].clone()]);
+            let right = Expr::product(vec![b.clone(), gold[0].clone()]);
+            if !same_value(&left, &right, self.budget)?.0 {
+                return decided(false, "different ratios");
+            }
+        }
+        let zero = |e: &Expr| e.as_number().is_some_and(Zero::is_zero);
+        decided(!answer.iter().any(zero), "proportional ratios")
+    }
+
+    fn in_order(&self, gold: &[Answer], answer: &[Answer], rule: &'static str) -> Decision {
+        if gold.len() != answer.len() {
+            return decided(false, "different numbers of elements");
+        }
+        for (a, b) in gold.iter().zip(answer) {
+            if !self.same(a, b)?.0 {
+                return decided(false, rule);
+            }
+        }
+        decided(true, rule)
+    }
+
+    /// Each element has its own partner on the other side.
+    fn in_any_order(&self, gold: &[Answer], answer: &[Answer], rule: &'static str) -> Decision {
+        if gold.len() != answer.len() {
+            return decided(false, "different numbers of elements");
+        }
+        let mut free: Vec<&Answer> = answer.iter().collect();
+        for wanted in gold {
+            let mut partner = None;
+            for (at, candidate) in free.iter().enumerate() {
+                match self.same(wanted, candidate) {
+                    Ok((true, _)) => {
+                        partner = Some(at);
+                        break;
+                    }
+                    Ok(_) | Err(Stop::Undefined | Stop::Unreadable) => {}
+                    Err(stop) => return Err(stop),
+                }
+            }
+            match partner {
+                Some(at) => free.swap_remove(at),
+                None => return decided(false, rule),
+            };
+        }
+        decided(true, rule)
+    }
+
+    /// A matrix of one column or row against a tuple.
+    fn vectors(&self, rows: &[Vec<Expr>], items: &[Answer], matrix_is_gold: bool) -> Decision {
+        let entries: Vec<Answer> = match rows {
+            [row] => row.iter().cloned().map(Answer::value).collect(),
+            rows if rows.iter().all(|row| row.len() == 1) => rows
+                .iter()
+                .map(|row| Answer::value(row[0].clone()))
+                .collect(),
+            _ => return decided(false, "a matrix and a tuple"),
+        };
+        match matrix_is_gold {
+            true => self.in_order(&entries, items, "a vector as a tuple"),
+            false => self.in_order(items, &entries, "a tuple as a vector"),
+        }
+    }
+
+    fn relations(&self, gold: &Answer, answer: &Answer) -> Decision {
+        match (gold, answer) {
+            (Answer::Relation { sides: a, signs: p }, Answer::Relation { sides: b, signs: q }) => {
+                self.two_relations(a, p, b, q)
+            }
+            (Answer::Relation { sides, signs }, other) => {
+                if let Some(value) = assigned(sides, signs) {
+                    return self.labelled(&sides[0], value, other, true);
+                }
+                self.solved(sides, signs, other)
+            }
+            (other, Answer::Relation { sides, signs }) => match assigned(sides, signs) {
+                Some(value) if self.holds(&sides[1..])? => {
+                    self.labelled(&sides[0], value, other, false)
+                }
+                Some(_) => decided(false, "a chain that does not hold"),
+                None => decided(false, "an equation for a value"),
+            },
+            _ => decided(false, "answers of different kinds"),
+        }
+    }
+
+    /// The value of a label against an answer without one. Coordinates that a
+    /// label names in order may be a bare list on the other side.
+    fn labelled(&self, label: &Answer, value: &Answer, other: &Answer, gold: bool) -> Decision {
+        let named = matches!(label, Answer::Bracketed { .. });
+        if let (Answer::Bracketed { items: a, .. }, Answer::List { items: b, .. }, true) =
+            (value, other, named)
+        {
+            return match gold {
+                true => self.in_order(a, b, "coordinates"),
+                false => self.in_order(b, a, "coordinates"),
+            };
+        }
+        let (equal, rule) = match gold {
+            true => self.same(value, other)?,
+            false => self.same(other, value)?,
+        };
+        decided(equal, if equal { "the value of a label" } else { rule })
+    }
+
+    /// Whether the sides of a chain of equalities are equal, as far as they
+    /// are numbers: `1 = 2 = 3` says nothing.
+    fn holds(&self, sides: &[Answer]) -> Result<bool, Stop> {
+        for pair in sides.windows(2) {
+            if let [
+                Answer::Value { value: a, .. },
+                Answer::Value { value: b, .. },
+            ] = pair
+                && !is_name(&pair[0])
+                && !same_value(a, b, self.budget)?.0
+            {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn two_relations(
+        &self,
+        gold: &[Answer],
+        gold_signs: &[Sign],
+        answer: &[Answer],
+        answer_signs: &[Sign],
+    ) -> Decision {
+        if let (Some(a), Some(b)) = (assigned(gold, gold_signs), assigned(answer, answer_signs)) {
+            if gold[0] == answer[0] {
+                let (equal, _) = self.same(a, b)?;
+                return match equal && self.holds(&answer[1..])? {
+                    true => decided(true, "the same name with the same value"),
+                    false => self.chains(gold, gold_signs, answer, answer_signs),
+                };
+            }
+            if let Some((a, b)) = renamed(&gold[0], a, &answer[0], b) {
+                let (equal, _) = self.same(&a, &b)?;
+                return decided(equal, "one function in another variable");
+            }
+        }
+        self.chains(gold, gold_signs, answer, answer_signs)
+    }
+
+    /// Side by side, from either end, then as equations.
+    fn chains(
+        &self,
+        gold: &[Answer],
+        gold_signs: &[Sign],
+        answer: &[Answer],
+        answer_signs: &[Sign],
+    ) -> Decision {
+        if gold.len() == answer.len() {
+            let same_signs = gold_signs == answer_signs;
+            if same_signs && self.side_by_side(gold, answer)? {
+                return decided(true, "relations, side by side");
+            }
+            let reversed: Vec<Answer> = answer.iter().rev().cloned().collect();
+            let flipped = answer_signs.iter().rev().map(|sign| sign.flipped());
+            if flipped.eq(gold_signs.iter().copied()) && self.side_by_side(gold, &reversed)? {
+                return decided(true, "relations, read from the other side");
+            }
+        }
+        let (Some(a), Some(b)) = (difference(gold), difference(answer)) else {
+            return decided(false, "different relations");
+        };
+        let (p, q) = (gold_signs[0], answer_signs[0]);
+        let up = match (p, q) {
+            (Sign::Equal, Sign::Equal) | (Sign::NotEqual, Sign::NotEqual) => Up::ToFactor,
+            (p, q) if p == q => Up::ToSignedFactor { negative: false },
+            (p, q) if p == q.flipped() => Up::ToSignedFactor { negative: true },
+            _ => return decided(false, "different relations"),
+        };
+        // A factor can hide a variable, and one without variables hides all.
+        if a.symbols().is_empty() || a.symbols() != b.symbols() {
+            return decided(false, "relations of different variables");
+        }
+        let (equal, _) = same(&a, &b, up, self.budget)?;
+        decided(equal, "equations up to a factor")
+    }
+
+    fn side_by_side(&self, gold: &[Answer], answer: &[Answer]) -> Result<bool, Stop> {
+        for (a, b) in gold.iter().zip(answer) {
+            match self.same(a, b) {
+                Ok((true, _)) => {}
+                Ok(_) | Err(Stop::Undefined | Stop::Unreadable) => return Ok(false),
+                Err(stop) => return Err(stop),
+            }
+        }
+        Ok(true)
+    }
+
+    /// A gold equation in several variables against one side of it solved:
+    /// `xy = 6` and `6/x`. It must be linear in the variable solved for, or
+    /// the answer is one solution of many.
+    fn solved(&self, sides: &[Answer], signs: &[Sign], answer: &Answer) -> Decision {
+        const NO: &str = "a value for an equation";
+        let Answer::Value { value, .. } = answer else {
+            return decided(false, NO);
+        };
+        let (Some(gold), [Sign::Equal]) = (difference(sides), signs) else {
+            return decided(false, NO);
+        };
+        let (names, used) = (gold.symbols(), value.symbols());
+        let missing: Vec<&String> = names.iter().filter(|name| !used.contains(name)).collect();
+        let [variable] = missing.as_slice() else {
+            return decided(false, NO);
+        };
+        if used.is_empty() || used.iter().any(|name| !names.contains(name)) {
+            return decided(false, NO);
+        }
+        self.budget.spend(gold.size() * 4)?;
+        let at = |value: &Expr| gold.substitute(variable, value);
+        let (zero, one, two) = (
+            at(&Expr::integer(0)),
+            at(&Expr::integer(1)),
+            at(&Expr::integer(2)),
+        );
+        let ends = Expr::sum(vec![zero.clone(), two]);
+        let middle = Expr::product(vec![Expr::integer(2), one]);
+        if !same_value(&ends, &middle, self.budget)?.0 {
+            return decided(false, NO);
+        }
+        let (equal, _) = same_value(&at(value), &Expr::integer(0), self.budget)?;
+        decided(equal, "an equation, solved")
+    }
+}
+
+fn unit_in_last_place(decimals: usize) -> BigRational {
+    let power = num_bigint::BigInt::from(10).pow(decimals.min(1_000) as u32);
+    BigRational::new(1.into(), power)
+}
+
+/// What a chain of equalities says its first side, a name, is.
+fn assigned<'a>(sides: &'a [Answer], signs: &[Sign]) -> Option<&'a Answer> {
+    let equal = signs.iter().all(|sign| *sign == Sign::Equal);
+    (equal && is_name(&sides[0])).then(|| sides.last())?
+}
+
+/// Two functions with their variables made the same: f(n) = n and f(m) = m.
+fn renamed(left: &Answer, a: &Answer, right: &Answer, b: &Answer) -> Option<(Answer, Answer)> {
+    let parts = |name: &Answer, value: &Answer| match (name, value) {
+        (
+            Answer::Value {
+                value: Expr::Apply(name, args),
+                ..
+            },
+            Answer::Value { value, .. },
+        ) => match args.as_slice() {
+            [Expr::Symbol(argument)] => Some((name.clone(), argument.clone(), value.clone())),
+            _ => None,
+        },
+        _ => None,
+    };
+    let (f, x, a) = parts(left, a)?;
+    let (g, y, b) = parts(right, b)?;
+    let fresh = Expr::Symbol("the argument".into());
+    (f == g).then(|| {
+        (
+            Answer::value(a.substitute(&x, &fresh)),
+            Answer::value(b.substitute(&y, &fresh)),
+        )
+    })
+}
+
+/// Left less right of a relation of two sides.
+fn difference(sides: &[Answer]) -> Option<Expr> {
+    match sides {
+        [
+            Answer::Value { value: a, .. },
+            Answer::Value { value: b, .. },
+        ] => Some(Expr::sum(vec![a.clone(), b.clone().negate()])),
+        _ => None,
+    }
+}

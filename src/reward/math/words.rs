@@ -1,0 +1,259 @@
+//! Words: numbers spelt out, units, and text that is an answer by itself.
+
+/// `five` as 5, up to twenty.
+pub fn small_number(word: &str) -> Option<u32> {
+    const NAMES: [&str; 21] = [
+        "zero",
+        "one",
+        "two",
+        "three",
+        "four",
+        "five",
+        "six",
+        "seven",
+        "eight",
+        "nine",
+        "ten",
+        "eleven",
+        "twelve",
+        "thirteen",
+        "fourteen",
+        "fifteen",
+        "sixteen",
+        "seventeen",
+        "eighteen",
+        "nineteen",
+        "twenty",
+    ];
+    NAMES
+        .iter()
+        .position(|name| *name == word)
+        .map(|at| at as u32)
+}
+
+/// A text answer with its looks taken away: lower case, letters and digits in
+/// order, one space between words. Empty where nothing is left.
+///
+/// A choice keeps its letter: `\text{(E)}`, `E.` and `(E)` are all `e`.
+pub fn key(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut chars = text.chars().peekable();
+    let mut space = false;
+    while let Some(c) = chars.next() {
+        if c == '\\' {
+            let mut name = String::new();
+            while let Some(letter) = chars.next_if(char::is_ascii_alphabetic) {
+                name.push(letter);
+            }
+            space = true;
+            if STYLES.contains(&name.as_str()) || name.is_empty() {
+                if name.is_empty() {
+                    chars.next();
+                }
+                continue;
+            }
+            if !out.is_empty() {
+                out.push(' ');
+            }
+            out.push('\\');
+            out.push_str(&name);
+        } else if c.is_alphanumeric() {
+            if std::mem::take(&mut space) && !out.is_empty() {
+                out.push(' ');
+            }
+            out.extend(c.to_lowercase());
+        } else if c == '\'' || c == '{' || c == '}' {
+            // Apostrophes and groups part no words.
+        } else if "+-*/^=<>|!".contains(c) {
+            // Signs that carry meaning stay.
+            out.push(c);
+            space = false;
+        } else {
+            space = true;
+        }
+    }
+    out
+}
+
+const STYLES: &[&str] = &[
+    "text",
+    "textbf",
+    "textit",
+    "textrm",
+    "textnormal",
+    "texttt",
+    "textsf",
+    "mbox",
+    "hbox",
+    "mathrm",
+    "mathbf",
+    "mathit",
+    "mathsf",
+    "mathcal",
+    "boldsymbol",
+    "bm",
+    "underline",
+    "left",
+    "right",
+    "operatorname",
+    "quad",
+    "qquad",
+    "boxed",
+    "fbox",
+    "displaystyle",
+];
+
+/// What an amount is measured in.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Unit {
+    /// One name for a unit's many, with its power: `cm^2`.
+    pub name: String,
+    /// From the closed list; other words are whatever the writer counted.
+    pub known: bool,
+}
+
+impl Unit {
+    /// Reads the words behind a number, raised to `power` if they are.
+    pub fn read(text: &str, power: Option<u32>) -> Option<Unit> {
+        let lower = text.to_lowercase();
+        let words: Vec<&str> = lower
+            .split(|c: char| !c.is_alphabetic() && c != '/')
+            .flat_map(|word| word.split_inclusive('/'))
+            .flat_map(|word| match word.strip_suffix('/') {
+                Some(head) => [head, "per"],
+                None => [word, ""],
+            })
+            .filter(|word| !word.is_empty())
+            .collect();
+        if words.is_empty() {
+            return None;
+        }
+        let mut known = true;
+        let mut parts: Vec<String> = Vec::new();
+        let mut exponent = power.unwrap_or(1);
+        for word in &words {
+            match *word {
+                "square" | "sq" | "squared" => exponent = 2,
+                "cubic" | "cubed" => exponent = 3,
+                "per" | "an" => parts.push("per".into()),
+                "of" | "in" if words.len() > 1 => {}
+                word => match canonical(word) {
+                    Some(name) => parts.push(name.to_string()),
+                    None => {
+                        known = false;
+                        parts.push(word.trim_end_matches('s').to_string());
+                    }
+                },
+            }
+        }
+        // "degrees Fahrenheit", "US dollars": the first says enough.
+        parts.dedup();
+        let mut name = parts.join(" ");
+        if exponent > 1 {
+            if name.is_empty() {
+                name = "unit".into();
+            }
+            name = format!("{name}^{exponent}");
+        }
+        Some(Unit { name, known })
+    }
+
+    /// Whether it counts without saying what: "units", "square units".
+    pub fn is_generic(&self) -> bool {
+        self.name == "unit" || self.name.starts_with("unit^")
+    }
+}
+
+/// One name for a known unit.
+pub fn canonical(word: &str) -> Option<&'static str> {
+    UNITS
+        .iter()
+        .find(|(_, names)| names.contains(&word))
+        .map(|(name, _)| *name)
+}
+
+/// The units that an answer may carry where the gold answer has none.
+const UNITS: &[(&str, &[&str])] = &[
+    ("unit", &["unit", "units"]),
+    (
+        "mm",
+        &[
+            "mm",
+            "millimeter",
+            "millimeters",
+            "millimetre",
+            "millimetres",
+        ],
+    ),
+    (
+        "cm",
+        &[
+            "cm",
+            "cms",
+            "centimeter",
+            "centimeters",
+            "centimetre",
+            "centimetres",
+        ],
+    ),
+    ("dm", &["dm", "decimeter", "decimeters"]),
+    ("m", &["m", "meter", "meters", "metre", "metres"]),
+    (
+        "km",
+        &[
+            "km",
+            "kms",
+            "kilometer",
+            "kilometers",
+            "kilometre",
+            "kilometres",
+        ],
+    ),
+    ("in", &["inch", "inches", "in"]),
+    ("ft", &["ft", "foot", "feet"]),
+    ("yd", &["yd", "yard", "yards"]),
+    ("mi", &["mi", "mile", "miles"]),
+    ("mph", &["mph"]),
+    ("s", &["s", "sec", "secs", "second", "seconds"]),
+    ("min", &["min", "mins", "minute", "minutes"]),
+    ("h", &["h", "hr", "hrs", "hour", "hours"]),
+    ("day", &["day", "days"]),
+    ("week", &["week", "weeks"]),
+    ("month", &["month", "months"]),
+    ("year", &["year", "years", "yr", "yrs"]),
+    ("g", &["g", "gm", "gram", "grams"]),
+    ("mg", &["mg", "milligram", "milligrams"]),
+    ("kg", &["kg", "kgs", "kilogram", "kilograms"]),
+    ("lb", &["lb", "lbs", "pound", "pounds"]),
+    ("oz", &["oz", "ounce", "ounces"]),
+    ("ton", &["ton", "tons", "tonne", "tonnes"]),
+    ("l", &["l", "liter", "liters", "litre", "litres"]),
+    ("ml", &["ml", "milliliter", "milliliters", "millilitres"]),
+    ("gallon", &["gallon", "gallons", "gal"]),
+    ("quart", &["quart", "quarts"]),
+    ("pint", &["pint", "pints"]),
+    ("cup", &["cup", "cups"]),
+    ("acre", &["acre", "acres"]),
+    ("hectare", &["hectare", "hectares", "ha"]),
+    ("dollar", &["dollar", "dollars", "usd", "bucks"]),
+    ("cent", &["cent", "cents"]),
+    ("euro", &["euro", "euros"]),
+    ("yuan", &["yuan", "rmb"]),
+    ("rupee", &["rupee", "rupees"]),
+    ("percent", &["percent", "pct", "percentage"]),
+    ("degree", &["degree", "degrees", "deg"]),
+    ("radian", &["radian", "radians", "rad"]),
+    ("j", &["joule", "joules", "j"]),
+    ("n", &["newton", "newtons"]),
+    ("w", &["watt", "watts"]),
+    ("v", &["volt", "volts"]),
+    ("hz", &["hz", "hertz"]),
+    ("th", &["th", "st", "nd", "rd"]),
+    ("time", &["time", "times"]),
+    ("way", &["way", "ways"]),
+    ("person", &["people", "person", "persons"]),
+    ("student", &["student", "students"]),
+    ("point", &["point", "points"]),
+    ("pm", &["pm"]),
+    ("am", &["am"]),
+];
