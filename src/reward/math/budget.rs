@@ -50,9 +50,4 @@ impl Budget {
             }
         }
     }
-
-    /// Whether the steps are spent.
-    pub fn is_spent(&self) -> bool {
-        self.left.get() == 0
-    }
 }

@@ -270,7 +270,9 @@ fn points<R: Real>(
             }
             (Err(stop), _) | (_, Err(stop)) => return Err(stop),
         };
-        let outside = variables && !imaginary && (at.is_complex(&left) || at.is_complex(&right));
+        // Also what is real again after complex parts: sqrt(x) sqrt(y) is
+        // sqrt(xy) only where all three are real.
+        let outside = variables && !imaginary && !(left.real && right.real);
         match outside {
             true => beyond_real.push([left, right]),
             false => kept.push([left, right]),

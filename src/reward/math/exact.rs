@@ -9,7 +9,7 @@ use super::budget::{Budget, Stop};
 use super::tree::{Constant, Expr, Function};
 
 /// Bits beyond which a number is left to the arithmetic of residues.
-const MOST_BITS: u64 = 40_000;
+const MOST_BITS: u64 = 6_000;
 
 type Value = Result<Option<BigRational>, Stop>;
 

@@ -19,7 +19,7 @@ pub fn parse(tokens: &[Token], depth: usize, budget: &Budget) -> Parsed {
         bars: 0,
         budget,
     };
-    let expr = parser.sum()?;
+    let expr = parser.stacked()?;
     match parser.at == tokens.len() {
         true => Ok(expr),
         false => Err(Stop::Unreadable),
@@ -294,23 +294,29 @@ impl Parser<'_> {
         }
     }
 
-    /// `{...}`, where `a \over b` and `n \choose k` may stand too.
+    /// `{...}`.
     fn group(&mut self) -> Parsed {
         self.expect(&Token::Open)?;
         let bars = std::mem::take(&mut self.bars);
-        let mut inner = self.sum()?;
-        if let Some(Token::Command(name @ ("over" | "choose"))) = self.peek() {
-            let name = *name;
-            self.at += 1;
-            let below = self.sum()?;
-            inner = match name {
-                "over" => inner.divide(below),
-                _ => Expr::Call(Function::Binomial, vec![inner, below]),
-            };
-        }
+        let inner = self.stacked()?;
         self.expect(&Token::Close)?;
         self.bars = bars;
         Ok(inner)
+    }
+
+    /// A sum, or one over the other: `a \over b`, `n \choose k`.
+    fn stacked(&mut self) -> Parsed {
+        let above = self.sum()?;
+        let Some(Token::Command(name @ ("over" | "choose"))) = self.peek() else {
+            return Ok(above);
+        };
+        let name = *name;
+        self.at += 1;
+        let below = self.sum()?;
+        Ok(match name {
+            "over" => above.divide(below),
+            _ => Expr::Call(Function::Binomial, vec![above, below]),
+        })
     }
 
     fn enclosed(&mut self, close: char) -> Parsed {

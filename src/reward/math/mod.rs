@@ -103,6 +103,9 @@ pub fn compare(gold: &str, answer: &str, lenient: bool) -> Match {
         Ok((true, rule)) => Match::new(true, rule),
         Ok((false, rule)) => match as_words(&wanted, &found, &gold, &answer) {
             Some(equal) => equal,
+            None if has_decimal_comma(&wanted, &gold, &answer) => {
+                Match::new(true, "a comma for the decimal point")
+            }
             None => Match::new(false, format!("not equal: {rule}")),
         },
         Err(Stop::Budget) => Match::undecided("undecided: the budget of steps is spent"),
@@ -160,6 +163,13 @@ fn as_text(gold: &str, answer: &str) -> Match {
         "not equal: no formula that can be read"
     };
     Match::new(equal, rule)
+}
+
+/// `1000,99` for 1000.99. Fewer than two decimals are a list, three are
+/// thousands.
+fn has_decimal_comma(wanted: &Answer, gold: &str, answer: &str) -> bool {
+    let two = matches!(wanted, Answer::Value { decimals: Some(n), .. } if *n == 2 || *n > 3);
+    two && answer.matches(',').count() == 1 && answer.replace(',', ".") == gold
 }
 
 /// Where one side is words, the other may have been read as a formula that

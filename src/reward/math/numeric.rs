@@ -114,11 +114,9 @@ impl<R: Real> Evaluation<'_, R> {
         let hash = mix(seed_of(name) ^ mix(self.point));
         let top = 11 + (hash % 331) as i64;
         let bottom = 60 + (hash >> 20) as i64 % 97;
-        let sign = if self.signed && hash >> 40 & 1 == 1 {
-            -1
-        } else {
-            1
-        };
+        // All negative once, so that |x| is told from x whatever the names.
+        let negative = self.signed && (self.point == 1 || hash >> 40 & 1 == 1);
+        let sign = if negative { -1 } else { 1 };
         BigRational::new((sign * top).into(), bottom.into())
     }
 

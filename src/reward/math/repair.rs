@@ -5,10 +5,37 @@ use num_rational::BigRational;
 use num_traits::{Signed, ToPrimitive};
 
 use super::lex::{Number, Token};
+use super::words;
 
 /// One form for degree signs, ordinals and the digits of `\frac12`.
 pub fn repair(tokens: Vec<Token>) -> Vec<Token> {
-    split_fraction_digits(raised_signs(tokens))
+    split_raised_words(split_fraction_digits(raised_signs(tokens)))
+}
+
+/// `xy^2` raises y alone; `cm^2` is a unit.
+fn split_raised_words(tokens: Vec<Token>) -> Vec<Token> {
+    let raised = |at: usize| match (&tokens[at], tokens.get(at + 1)) {
+        (Token::Word(word), Some(Token::Sign('^' | '!'))) => {
+            word.len() <= 4
+                && word.bytes().all(|b| b.is_ascii_lowercase())
+                && words::canonical(word).is_none()
+        }
+        _ => false,
+    };
+    if !(0..tokens.len()).any(raised) {
+        return tokens;
+    }
+    let mut out = Vec::with_capacity(tokens.len() + 4);
+    for (at, token) in tokens.iter().enumerate() {
+        match token {
+            Token::Word(word) if raised(at) => {
+                let letters = word.chars().map(|c| Token::Letter(c.to_string()));
+                out.extend(letters);
+            }
+            token => out.push(token.clone()),
+        }
+    }
+    out
 }
 
 /// `^\circ`, `^{\circ}` and `^{th}` without the power that they are not.

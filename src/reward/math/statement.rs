@@ -26,7 +26,8 @@ impl Statement<'_> {
             return Err(Stop::Budget);
         }
         self.budget.spend(8 + 4 * tokens.len())?;
-        let tokens = without_fillers(tokens);
+        let unqualified = without_qualifiers(tokens);
+        let tokens = without_fillers(unqualified.as_deref().unwrap_or(tokens));
         if tokens.is_empty() {
             return Err(Stop::Unreadable);
         }
@@ -130,6 +131,30 @@ impl Statement<'_> {
 
     /// One side of a relation: a name with arguments, `T(10)`, or any answer.
     fn side(&self, tokens: &[Token], depth: usize) -> Parsed {
+        // "xy = 6" says nothing of a thing called xy.
+        if let [Token::Word(word)] = tokens
+            && word.len() <= 3
+            && word.bytes().all(|b| b.is_ascii_lowercase())
+        {
+            return self.value(tokens, depth);
+        }
+        // (P(x), Q(x)) = ...
+        if let [Token::Sign('('), inner @ .., Token::Sign(')')] = tokens
+            && closing(tokens, 0) == Some(tokens.len() - 1)
+        {
+            let parts = split(inner, |token| *token == Token::Sign(','));
+            if parts.len() > 1 && parts.iter().all(|part| !part.is_empty()) {
+                let mut items = Vec::with_capacity(parts.len());
+                for part in parts {
+                    items.push(self.side(part, depth + 1)?);
+                }
+                return Ok(Answer::Bracketed {
+                    open: '(',
+                    items,
+                    close: ')',
+                });
+            }
+        }
         if let Some(open) = tokens.iter().position(|token| *token == Token::Sign('('))
             && open > 0
             && matches!(tokens[0], Token::Letter(_) | Token::Word(_))
@@ -203,7 +228,11 @@ impl Statement<'_> {
 
     /// A tuple, an interval, a set or a group that encloses all there is.
     fn brackets(&self, tokens: &[Token], depth: usize) -> Result<Option<Answer>, Stop> {
-        if tokens.first() == Some(&Token::Open) && closing(tokens, 0) == Some(tokens.len() - 1) {
+        let stacked = |token: &Token| matches!(token, Token::Command("over" | "choose"));
+        if tokens.first() == Some(&Token::Open)
+            && closing(tokens, 0) == Some(tokens.len() - 1)
+            && !at_depth_zero(&tokens[1..tokens.len() - 1]).any(|(_, token)| stacked(token))
+        {
             return self
                 .answer(&tokens[1..tokens.len() - 1], depth + 1)
                 .map(Some);
@@ -488,6 +517,14 @@ fn all_words(tokens: &[Token]) -> Option<Vec<String>> {
 /// Words as text, or as a list where they are one: "B, E and G".
 fn text_answer(words: &[String]) -> Answer {
     let joined = words.join(" ");
+    match words::key(&joined).as_str() {
+        "all real numbers" | "all reals" | "real numbers" | "the real numbers"
+        | "all real values" => return Answer::Reals,
+        "empty set" | "the empty set" | "no solution" | "no solutions" | "no real solutions" => {
+            return Answer::Empty;
+        }
+        _ => {}
+    }
     let items: Vec<Answer> = joined
         .replace(" and ", ",")
         .split(',')
@@ -507,11 +544,6 @@ fn text_answer(words: &[String]) -> Answer {
 /// Without the words around an answer that say nothing of it.
 fn without_fillers(tokens: &[Token]) -> &[Token] {
     let mut tokens = tokens;
-    // A qualifier and all behind it: "f(x) = x for all real x".
-    let qualifier = at_depth_zero(tokens).find(|(at, token)| *at > 0 && is_qualifier(token));
-    if let Some((at, _)) = qualifier {
-        tokens = &tokens[..at];
-    }
     loop {
         tokens = match tokens {
             [Token::Sign(',' | ';' | '.' | ':'), rest @ ..] if !rest.is_empty() => rest,
@@ -521,6 +553,28 @@ fn without_fillers(tokens: &[Token]) -> &[Token] {
             _ => return tokens,
         };
     }
+}
+
+/// Without qualifiers, each with all behind it up to the next answer: "f(x) = x
+/// for all real x". `None` where there are none.
+fn without_qualifiers(tokens: &[Token]) -> Option<Vec<Token>> {
+    at_depth_zero(tokens).find(|(at, token)| *at > 0 && is_qualifier(token))?;
+    let outside: Vec<usize> = at_depth_zero(tokens).map(|(at, _)| at).collect();
+    let mut kept = Vec::with_capacity(tokens.len());
+    let mut qualifying = false;
+    for (at, token) in tokens.iter().enumerate() {
+        if outside.binary_search(&at).is_ok() {
+            if matches!(token, Token::And | Token::Or) {
+                qualifying = false;
+            } else if at > 0 && is_qualifier(token) {
+                qualifying = true;
+            }
+        }
+        if !qualifying {
+            kept.push(token.clone());
+        }
+    }
+    Some(kept)
 }
 
 fn is_filler(text: &str) -> bool {

@@ -10,7 +10,7 @@ use super::exact;
 use super::normal::is_name;
 use super::numeric::{Evaluation, Machine};
 use super::sets::{self, RealSet};
-use super::tree::{Answer, Expr, Sign};
+use super::tree::{Answer, Constant, Expr, Sign};
 use super::words;
 
 /// A comparison with its policy.
@@ -204,8 +204,7 @@ impl Comparison<'_> {
     fn quantities(&self, gold: &Answer, answer: &Answer) -> Decision {
         match (gold, answer) {
             (Answer::Quantity { value: a, unit: p }, Answer::Quantity { value: b, unit: q }) => {
-                let generic = p.is_generic() || q.is_generic();
-                if p.name != q.name && !(generic && p.known && q.known) {
+                if p.name != q.name && !p.is_generic_for(q) {
                     let money = ["dollar", "cent"];
                     let both = money.contains(&p.name.as_str()) && money.contains(&q.name.as_str());
                     return match both {
@@ -288,6 +287,7 @@ impl Comparison<'_> {
         // unless it could have been written out.
         if let (Some(decimals), Some(g)) = (gold_decimals, &exact_gold)
             && decimals >= 2
+            && significant_digits(g, decimals) >= 3
             && answer_decimals.is_none()
             && !exact_answer.as_ref().is_some_and(terminates)
             && answer.symbols().is_empty()
@@ -358,15 +358,15 @@ impl Comparison<'_> {
         if !spelt || !matches!(value, Expr::Product(_)) {
             let name = match value {
                 Expr::Symbol(name) => words::key(name),
-                Expr::Constant(super::tree::Constant::E) => "e".into(),
-                Expr::Constant(super::tree::Constant::I) => "i".into(),
+                Expr::Constant(Constant::E) => "e".into(),
+                Expr::Constant(Constant::I) => "i".into(),
                 _ => return decided(false, "words and a value"),
             };
             return decided(name == *text, "a name");
         }
         let letters = text.chars().map(|c| match c {
-            'e' => Expr::Constant(super::tree::Constant::E),
-            'i' => Expr::Constant(super::tree::Constant::I),
+            'e' => Expr::Constant(Constant::E),
+            'i' => Expr::Constant(Constant::I),
             c => Expr::Symbol(c.to_string()),
         });
         let product = Expr::product(letters.collect());
@@ -551,6 +551,20 @@ impl Comparison<'_> {
                 return decided(true, "relations, read from the other side");
             }
         }
+        // y = 6/x for xy = 6: a solution for the variable that it names.
+        if let (
+            Some(value),
+            Answer::Value {
+                value: Expr::Symbol(name),
+                ..
+            },
+        ) = (assigned(answer, answer_signs), &answer[0])
+            && assigned(gold, gold_signs).is_none()
+            && mentions(gold, name)
+            && self.solved(gold, gold_signs, value)?.0
+        {
+            return decided(true, "an equation, solved");
+        }
         let (Some(a), Some(b)) = (difference(gold), difference(answer)) else {
             return decided(false, "different relations");
         };
@@ -616,6 +630,28 @@ impl Comparison<'_> {
     }
 }
 
+/// Digits of a decimal from the first that is not zero.
+fn significant_digits(value: &BigRational, decimals: usize) -> usize {
+    let scaled = value / unit_in_last_place(decimals);
+    scaled
+        .numer()
+        .abs()
+        .to_string()
+        .trim_start_matches('0')
+        .len()
+}
+
+/// Whether a value carries a degree sign.
+fn measures_degrees(answer: &Answer) -> bool {
+    match answer {
+        Answer::Value { value, .. } => match value {
+            Expr::Product(factors) => factors.contains(&Expr::Constant(Constant::Degree)),
+            other => *other == Expr::Constant(Constant::Degree),
+        },
+        _ => false,
+    }
+}
+
 fn unit_in_last_place(decimals: usize) -> BigRational {
     let power = num_bigint::BigInt::from(10).pow(decimals.min(1_000) as u32);
     BigRational::new(1.into(), power)
@@ -650,6 +686,14 @@ fn renamed(left: &Answer, a: &Answer, right: &Answer, b: &Answer) -> Option<(Ans
             Answer::value(a.substitute(&x, &fresh)),
             Answer::value(b.substitute(&y, &fresh)),
         )
+    })
+}
+
+/// Whether a side has the variable of that name.
+fn mentions(sides: &[Answer], name: &String) -> bool {
+    sides.iter().any(|side| match side {
+        Answer::Value { value, .. } => value.symbols().contains(name),
+        _ => false,
     })
 }
 

@@ -56,7 +56,13 @@ pub fn key(text: &str) -> String {
                 out.push(' ');
             }
             out.push('\\');
-            out.push_str(&name);
+            out.push_str(match name.as_str() {
+                "leq" | "leqslant" => "le",
+                "geq" | "geqslant" => "ge",
+                "neq" => "ne",
+                "dfrac" | "tfrac" => "frac",
+                name => name,
+            });
         } else if c.is_alphanumeric() {
             if std::mem::take(&mut space) && !out.is_empty() {
                 out.push(' ');
@@ -148,7 +154,10 @@ impl Unit {
         }
         // "degrees Fahrenheit", "US dollars": the first says enough.
         parts.dedup();
-        let mut name = parts.join(" ");
+        let mut name = match parts.join(" ").as_str() {
+            "mi per h" => "mph".to_string(),
+            name => name.to_string(),
+        };
         if exponent > 1 {
             if name.is_empty() {
                 name = "unit".into();
@@ -158,9 +167,20 @@ impl Unit {
         Some(Unit { name, known })
     }
 
-    /// Whether it counts without saying what: "units", "square units".
-    pub fn is_generic(&self) -> bool {
-        self.name == "unit" || self.name.starts_with("unit^")
+    /// Whether one of the two counts without saying what, "units" or "square
+    /// units", and the other measures in that power.
+    pub fn is_generic_for(&self, other: &Unit) -> bool {
+        let parts = |unit: &Unit| -> (String, String) {
+            let (base, power) = unit.name.split_once('^').unwrap_or((&unit.name, "1"));
+            (base.to_string(), power.to_string())
+        };
+        let ((a, p), (b, q)) = (parts(self), parts(other));
+        p == q && (a == "unit" || b == "unit") && self.known && other.known
+    }
+
+    /// Whether it is the half of a day, which says a clock's time.
+    pub fn is_half_of_day(&self) -> bool {
+        matches!(self.name.as_str(), "am" | "pm")
     }
 }
 
