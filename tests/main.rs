@@ -7,6 +7,7 @@ mod docs;
 mod emulator;
 mod fake_gpu;
 mod gradients;
+mod grading;
 mod invariance;
 mod kernels;
 mod learning;

@@ -28,8 +28,6 @@ mod repair;
 mod sets;
 mod statement;
 mod structure;
-#[cfg(test)]
-mod tests;
 mod tree;
 mod words;
 

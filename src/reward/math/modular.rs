@@ -15,6 +15,7 @@ use num_traits::ToPrimitive;
 use super::budget::{Budget, Stop};
 use super::exact;
 use super::tree::{Constant, Expr, Function};
+use crate::rng::{hash_bytes, mix};
 
 /// Both are 3 modulo 4, so that -1 has no root modulo them and a + bi with
 /// i^2 = -1 is a field.
@@ -125,7 +126,7 @@ impl Field<'_> {
             },
             Expr::Apply(name, args) => {
                 // An unknown function: equal arguments, equal values.
-                let mut hash = mix(seed_of(name) ^ self.point);
+                let mut hash = mix(hash_bytes(name.as_bytes()) ^ self.point);
                 for arg in args {
                     let value = self.evaluate(arg)?;
                     hash = mix(hash ^ mix(value.re) ^ value.im.rotate_left(32));
@@ -248,7 +249,7 @@ impl Field<'_> {
 
     /// The value of a variable, an integer so that it can be an exponent.
     fn variable(&self, name: &str) -> i64 {
-        let hash = mix(seed_of(name) ^ mix(self.point));
+        let hash = mix(hash_bytes(name.as_bytes()) ^ mix(self.point));
         match self.counting {
             true => 2 + (hash % 18) as i64,
             false => (hash % (1 << 21)) as i64 - (1 << 20),
@@ -257,7 +258,7 @@ impl Field<'_> {
 
     fn generic(&self, name: &str) -> Element {
         Element {
-            re: mix(seed_of(name) ^ mix(self.point)) % self.prime,
+            re: mix(hash_bytes(name.as_bytes()) ^ mix(self.point)) % self.prime,
             im: 0,
         }
     }
@@ -429,21 +430,6 @@ impl Field<'_> {
 
 fn two() -> BigRational {
     BigRational::from_integer(2.into())
-}
-
-/// FNV-1a, the same on every machine.
-pub fn seed_of(name: &str) -> u64 {
-    name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    })
-}
-
-/// SplitMix64's finaliser.
-pub fn mix(value: u64) -> u64 {
-    let mut z = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
 }
 
 /// Whether an expression counts things: its variables must be small whole

@@ -7,8 +7,8 @@ use num_traits::{Signed, ToPrimitive};
 
 use super::budget::{Budget, Stop};
 use super::exact;
-use super::modular::{mix, seed_of};
 use super::tree::{Constant, Expr, Function};
+use crate::rng::{hash_bytes, mix};
 
 /// Real arithmetic of one precision.
 pub trait Real {
@@ -111,7 +111,7 @@ impl<R: Real> Evaluation<'_, R> {
     /// A rational between 1/20 and 6 in size that depends on the name and the
     /// point alone.
     fn variable(&self, name: &str) -> BigRational {
-        let hash = mix(seed_of(name) ^ mix(self.point));
+        let hash = mix(hash_bytes(name.as_bytes()) ^ mix(self.point));
         let top = 11 + (hash % 331) as i64;
         let bottom = 60 + (hash >> 20) as i64 % 97;
         // All negative once, so that |x| is told from x whatever the names.

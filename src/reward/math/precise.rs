@@ -159,7 +159,7 @@ mod tests {
                 "{value}: {found}"
             );
         }
-        let long = BigInt::from(10).pow(40) + 1;
+        let long: BigInt = BigInt::from(10).pow(40) + 1;
         let number = real.rational(&BigRational::from(long.clone()));
         let back = real.sub(&number, &real.rational(&BigRational::from(long - 1)));
         assert_eq!(real.to_f64(&back), 1.0);

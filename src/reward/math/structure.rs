@@ -214,6 +214,19 @@ impl Comparison<'_> {
                 }
                 self.same(a, b)
             }
+            (Answer::Quantity { unit, .. }, other) | (other, Answer::Quantity { unit, .. })
+                if unit.known && measures_degrees(other) =>
+            {
+                decided(false, "different units")
+            }
+            (Answer::Quantity { value, unit }, other)
+            | (other, Answer::Quantity { value, unit })
+                if unit.is_half_of_day()
+                    && matches!(**value, Answer::Ratio(_))
+                    && !matches!(other, Answer::Ratio(_)) =>
+            {
+                decided(false, "a time and no time")
+            }
             (Answer::Quantity { value, unit }, other)
             | (other, Answer::Quantity { value, unit })
                 if unit.name == "percent" =>

@@ -181,11 +181,6 @@ impl Expr {
         Expr::Power(Box::new(self), Box::new(exponent))
     }
 
-    /// The square root.
-    pub fn sqrt(self) -> Expr {
-        Expr::Call(Function::Root, vec![self, Expr::integer(2)])
-    }
-
     /// Direct parts.
     pub fn children(&self) -> Vec<&Expr> {
         match self {
