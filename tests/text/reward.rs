@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use arca::config::RewardConfig;
 use arca::episode::{FinishReason, Problem};
 use arca::reward::external::External;
-use arca::reward::{RewardItem, Grader, RewardSet};
+use arca::reward::{Grader, RewardItem, RewardSet};
 
 use super::problem;
 
@@ -16,6 +16,7 @@ fn config(functions: &[&str], weights: &[f32], command: &[&str]) -> RewardConfig
         functions: owned(functions),
         weights: weights.to_vec(),
         command: owned(command),
+        ..RewardConfig::default()
     }
 }
 
@@ -80,7 +81,13 @@ fn grade_takes_answers_and_completions() {
     assert!(!Grader::default().text("42", "<think> 42").correct);
     assert!(!Grader::default().text("", "").correct);
     assert!(!Grader::default().completion("42", "42").correct);
-    assert_eq!(Grader::default().text(r"\frac12", " 1/2 ").extracted.as_deref(), Some("1/2"));
+    assert_eq!(
+        Grader::default()
+            .text(r"\frac12", " 1/2 ")
+            .extracted
+            .as_deref(),
+        Some("1/2")
+    );
 }
 
 #[test]
