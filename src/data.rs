@@ -19,6 +19,10 @@ use serde_json::Value;
 use crate::episode::Problem;
 pub use order::{Cursor, DataOrder};
 
+/// Why a row with a gold is dropped all the same.
+const PARTIAL: &str = "the solution boxes several different answers, so that the gold is perhaps \
+                       only part of the answer (data.keep_partial_golds = true keeps such rows)";
+
 /// The problems of one file or folder, and what was found on the way.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Dataset {
@@ -30,8 +34,9 @@ pub struct Dataset {
     /// Ids of rows whose statement and answer, white space folded, an earlier
     /// row has too. They are kept: how often to ask is the file's choice.
     pub duplicates: Vec<String>,
-    /// Ids of rows whose solution boxes different answers. The gold is the
-    /// last one, or the row's own `answer`, and may be half of the truth.
+    /// Ids of rows whose solution boxes different answers, dropped or kept.
+    /// The gold is the last one, or the row's own `answer`, and may be half of
+    /// the truth: a completion that gives the whole of it would be unpaid.
     pub several_boxes: Vec<String>,
     /// Splits found below one folder (`test`, `train`) when there was more
     /// than one: training on such a folder trains on its test split.
@@ -51,16 +56,19 @@ pub struct Dropped {
 
 /// Reads problems from a file of JSON Lines or a JSON array (gzipped or not:
 /// told by content, not by name), or from a folder tree in MATH's layout.
-pub fn load(path: &Path) -> Result<Dataset> {
+///
+/// Rows whose solution boxes several different answers are dropped unless
+/// `keep_partial_golds` (`data.keep_partial_golds`) asks for them.
+pub fn load(path: &Path, keep_partial_golds: bool) -> Result<Dataset> {
     let kind = fs::metadata(path)
         .with_context(|| format!("data file {} cannot be opened", path.display()))?;
     let mut dataset = if kind.is_dir() {
-        load_tree(path)?
+        load_tree(path, keep_partial_golds)?
     } else {
         let mut dataset = Dataset::default();
         for (number, value) in read_rows(path)? {
             dataset
-                .add(place(path, number), None, value)
+                .add(place(path, number), None, value, keep_partial_golds)
                 .with_context(|| format!("{}, row {number}", path.display()))?;
         }
         dataset
@@ -81,14 +89,24 @@ pub fn load(path: &Path) -> Result<Dataset> {
 }
 
 impl Dataset {
-    fn add(&mut self, place: String, id: Option<String>, value: Value) -> Result<()> {
+    fn add(
+        &mut self,
+        place: String,
+        id: Option<String>,
+        value: Value,
+        keep_partial_golds: bool,
+    ) -> Result<()> {
         let row = row::parse(&value)?;
         let id = id.or(row.id).unwrap_or_else(|| place.clone());
-        match row.gold {
+        if row.several_boxes && row.gold.is_ok() {
+            self.several_boxes.push(id.clone());
+        }
+        let gold = match row.gold {
+            Ok(_) if row.several_boxes && !keep_partial_golds => Err(PARTIAL.to_string()),
+            gold => gold,
+        };
+        match gold {
             Ok(answer) => {
-                if row.several_boxes {
-                    self.several_boxes.push(id.clone());
-                }
                 self.problems.push(Problem {
                     id,
                     problem: row.problem,
@@ -135,14 +153,32 @@ impl Dataset {
 /// One line per finding, for the start of a run; empty when all is well.
 impl fmt::Display for Dataset {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for row in &self.dropped {
+        let (partial, others): (Vec<&Dropped>, Vec<&Dropped>) =
+            self.dropped.iter().partition(|row| row.reason == PARTIAL);
+        for row in others {
             writeln!(f, "dropped {row}")?;
         }
+        // MATH has two dozen of them: one line, but every name in it.
+        if let Some((first, more)) = partial.split_first() {
+            write!(f, "dropped {} rows: {PARTIAL}: {}", partial.len(), first.id)?;
+            for row in more {
+                write!(f, ", {}", row.id)?;
+            }
+            writeln!(f)?;
+        }
+        let kept: &[String] = match partial.is_empty() {
+            true => &self.several_boxes,
+            false => &[],
+        };
         let lists = [
-            (&self.duplicates, "rows repeat an earlier one (kept)"),
             (
-                &self.several_boxes,
-                "rows box several different answers in their solution (kept)",
+                self.duplicates.as_slice(),
+                "rows repeat an earlier one (kept)",
+            ),
+            (
+                kept,
+                "rows box several different answers in their solution (kept, as \
+                 data.keep_partial_golds says)",
             ),
         ];
         for (ids, what) in lists.into_iter().filter(|(ids, _)| !ids.is_empty()) {
@@ -228,7 +264,7 @@ fn read_plain(path: &Path) -> Result<Vec<u8>> {
 }
 
 /// MATH's layout: `<subject>/<n>.json`, maybe below `train` and `test`.
-fn load_tree(root: &Path) -> Result<Dataset> {
+fn load_tree(root: &Path, keep_partial_golds: bool) -> Result<Dataset> {
     let mut files = Vec::new();
     collect_json(root, &mut Vec::new(), &mut files)?;
     ensure!(
@@ -266,7 +302,7 @@ fn load_tree(root: &Path) -> Result<Dataset> {
         let value: Value = serde_json::from_slice(&read_plain(&path)?)
             .with_context(|| format!("{} is not valid JSON", path.display()))?;
         dataset
-            .add(id.clone(), Some(id), value)
+            .add(id.clone(), Some(id), value, keep_partial_golds)
             .with_context(|| path.display().to_string())?;
         if split.is_none() && is_split(&names[0]) && !dataset.splits.contains(&names[0]) {
             dataset.splits.push(names[0].clone());

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use crate::model::plan::parse_bytes;
+use crate::reward::Fallback;
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 
 const AFTER_HELP: &str = "\
@@ -243,6 +244,28 @@ pub struct ReplayArgs {
     pub config: ReadConfigArgs,
 }
 
+/// Where the answer of a completion without any box may stand.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum FallbackName {
+    /// Nowhere
+    #[default]
+    None,
+    /// After the last "the answer is" or ####
+    Phrase,
+    /// There, else the last number
+    Number,
+}
+
+impl From<FallbackName> for Fallback {
+    fn from(name: FallbackName) -> Self {
+        match name {
+            FallbackName::None => Fallback::None,
+            FallbackName::Phrase => Fallback::Phrase,
+            FallbackName::Number => Fallback::Number,
+        }
+    }
+}
+
 /// `arca grade`
 #[derive(Debug, Args)]
 #[command(group(ArgGroup::new("answers").required(true).args(["answer", "file"])))]
@@ -254,9 +277,21 @@ pub struct GradeArgs {
     /// The answer to judge
     #[arg(long, value_name = "B", requires = "gold", allow_hyphen_values = true)]
     pub answer: Option<String>,
-    /// Rows with a gold answer and an answer or response (- is standard input)
+    /// Rows with `gold` and `answer`, `completion` or `pred`, which its `kind` says to be an "answer"
+    /// or "response"; `group` and the label `equal` count in the table (- is standard input)
     #[arg(value_name = "FILE.jsonl")]
     pub file: Option<PathBuf>,
+    /// Pay doubtful answers too, as reward.lenient does
+    #[arg(long)]
+    pub lenient: bool,
+    /// Where a completion's answer may stand when nothing is boxed: none, phrase (after "the
+    /// answer is" or ####) or number (there, else the last one), as reward.fallback does
+    #[arg(long, value_enum, hide_possible_values = true, value_name = "NAME")]
+    #[arg(default_value_t)]
+    pub fallback: FallbackName,
+    /// Show the rows whose verdict is not as labelled
+    #[arg(long, conflicts_with = "answer")]
+    pub disagreements: bool,
 }
 
 /// `arca plan`

@@ -1,10 +1,11 @@
 //! JSONL rows that verbs read: prompts, completions, episodes.
 
-use std::io::Read;
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read};
 use std::path::Path;
 
-use anyhow::{Context, Result, bail, ensure};
-use serde_json::{Value, json};
+use anyhow::{Context, Error, Result, anyhow, bail, ensure};
+use serde_json::{Map, Value, json};
 
 use crate::tokenizer::Tokenizer;
 
@@ -41,6 +42,93 @@ pub fn read_rows(path: &Path) -> Result<Vec<Row>> {
     }
     ensure!(!rows.is_empty(), "{} holds no rows", path.display());
     Ok(rows)
+}
+
+/// A line of a JSONL file that is not blank.
+pub struct Line {
+    pub bytes: Vec<u8>,
+    /// `file:line`, for messages.
+    pub place: String,
+}
+
+/// The lines of a JSONL file, a block at a time, for files that are too long
+/// to be held.
+pub struct Lines {
+    input: Box<dyn BufRead>,
+    name: String,
+    read: usize,
+    /// Reported when the lines before it have been handed out.
+    failed: Option<Error>,
+}
+
+impl Lines {
+    /// Opens a file (`-`: standard input).
+    pub fn open(path: &Path) -> Result<Self> {
+        let name = path.display().to_string();
+        let input: Box<dyn BufRead> = match path.as_os_str() == "-" {
+            true => Box::new(io::stdin().lock()),
+            false => {
+                let file = File::open(path).with_context(|| format!("cannot read {name}"))?;
+                Box::new(BufReader::with_capacity(1 << 16, file))
+            }
+        };
+        Ok(Lines {
+            input,
+            name,
+            read: 0,
+            failed: None,
+        })
+    }
+
+    /// The next lines that are not blank, up to so many lines or bytes; none
+    /// at the end.
+    pub fn block(&mut self, lines: usize, bytes: usize) -> Result<Vec<Line>> {
+        let mut block = Vec::new();
+        let mut size = 0;
+        while block.len() < lines && size < bytes && self.failed.is_none() {
+            let mut line = Vec::new();
+            match self.input.read_until(b'\n', &mut line) {
+                Ok(0) => break,
+                Ok(length) => size += length,
+                Err(error) => {
+                    let what = format!("cannot read {} after line {}", self.name, self.read);
+                    self.failed = Some(Error::new(error).context(what));
+                    break;
+                }
+            }
+            if self.read == 0 && line.starts_with(b"\xef\xbb\xbf") {
+                line.drain(..3);
+            }
+            self.read += 1;
+            if !line.trim_ascii().is_empty() {
+                let place = format!("{}:{}", self.name, self.read);
+                block.push(Line { bytes: line, place });
+            }
+        }
+        match self.failed.take_if(|_| block.is_empty()) {
+            Some(error) => Err(error),
+            None => Ok(block),
+        }
+    }
+}
+
+/// The JSON object that a line holds.
+pub fn parse_object(line: &Line) -> Result<Map<String, Value>> {
+    match serde_json::from_slice(&line.bytes) {
+        Ok(Value::Object(row)) => Ok(row),
+        Ok(_) => bail!("{} is no JSON object", line.place),
+        // The line number serde_json states is within the row: always 1.
+        Err(error) => Err(anyhow!(
+            "{} is no JSON (column {}: {})",
+            line.place,
+            error.column(),
+            error
+                .to_string()
+                .split(" at line ")
+                .next()
+                .unwrap_or_default()
+        )),
+    }
 }
 
 impl Row {

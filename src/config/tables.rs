@@ -59,6 +59,9 @@ pub struct DataConfig {
     pub enable_thinking: Option<bool>,
     /// Longer prompts are refused by name of the row (tokens).
     pub max_prompt_length: usize,
+    /// Keep rows whose solution boxes several different answers: their gold
+    /// is perhaps only part of the answer.
+    pub keep_partial_golds: bool,
 }
 
 impl Default for DataConfig {
@@ -69,6 +72,7 @@ impl Default for DataConfig {
             prompt_template: "plain".into(),
             enable_thinking: None,
             max_prompt_length: 512,
+            keep_partial_golds: false,
         }
     }
 }

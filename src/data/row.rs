@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, bail};
 use serde_json::{Map, Value};
 
-use crate::reward::extract;
+use crate::reward::extract::{self, Found};
 
 const PROBLEM: [&str; 3] = ["problem", "question", "prompt"];
 const GOLD: [&str; 3] = ["answer", "ground_truth", "solution"];
@@ -17,6 +17,7 @@ pub(super) struct Row {
     pub solution: Option<String>,
     pub level: Option<String>,
     pub subject: Option<String>,
+    /// The solution boxes different answers, of which the gold is perhaps one.
     pub several_boxes: bool,
 }
 
@@ -40,8 +41,10 @@ pub(super) fn parse(value: &Value) -> Result<Row> {
             solution.get_or_insert_with(|| text.clone());
             answer.trim().to_string()
         }
-        ("solution", None) => extract::last_box(&text)
+        ("solution", None) => written_boxes(&text)
+            .pop()
             .map(|found| found.content)
+            .filter(|content| !is_blank(content))
             .unwrap_or_default(),
         (_, None) => text.trim().to_string(),
     };
@@ -50,11 +53,7 @@ pub(super) fn parse(value: &Value) -> Result<Row> {
         "" => Err(format!("its {key} is empty")),
         gold => Ok(gold.to_string()),
     };
-    let several_boxes = solution.as_deref().is_some_and(|solution| {
-        extract::boxes(solution)
-            .windows(2)
-            .any(|pair| pair[0].content != pair[1].content)
-    });
+    let several_boxes = solution.as_deref().is_some_and(boxes_differ);
     Ok(Row {
         id: first_text(row, &["unique_id", "id"])?
             .map(|(_, id)| id)
@@ -66,6 +65,95 @@ pub(super) fn parse(value: &Value) -> Result<Row> {
         subject: filled(first_text(row, &["subject", "type"])?.map(|(_, subject)| subject)),
         several_boxes,
     })
+}
+
+/// The boxes of a solution's words and formulas. What a figure's source boxes
+/// is drawn, not answered, and its braces need not match.
+fn written_boxes(solution: &str) -> Vec<Found> {
+    let mut words = String::with_capacity(solution.len());
+    let mut rest = solution;
+    while let Some((before, figure)) = rest.split_once("[asy]") {
+        let Some((_, after)) = figure.split_once("[/asy]") else {
+            break;
+        };
+        words.push_str(before);
+        words.push(' ');
+        rest = after;
+    }
+    words.push_str(rest);
+    let found = extract::boxes(&words);
+    // A box whose only content is a box is one answer with two frames.
+    let framed = |(i, outer): (usize, &Found)| {
+        found
+            .get(i + 1)
+            .is_some_and(|inner| words[inner.range.clone()] == outer.content)
+    };
+    found
+        .iter()
+        .enumerate()
+        .filter(|&at| !framed(at))
+        .map(|(_, found)| found.clone())
+        .collect()
+}
+
+/// Whether a solution boxes several answers that are printed differently. The
+/// checker is not asked: boxes that are equal in value are as often two steps
+/// of a solution as two spellings of its answer.
+fn boxes_differ(solution: &str) -> bool {
+    let mut contents = written_boxes(solution)
+        .into_iter()
+        .filter(|found| !is_blank(&found.content))
+        .map(|found| printed(&found.content));
+    let first = contents.next();
+    contents.any(|content| Some(content) != first)
+}
+
+/// A formula without white space, LaTeX's own included, and with fractions of
+/// one size.
+fn printed(content: &str) -> String {
+    let mut bare = String::with_capacity(content.len());
+    let mut rest = content;
+    while let Some(at) = rest.find('\\') {
+        bare.push_str(&rest[..at]);
+        rest = &rest[at + 1..];
+        // "\\" ends a line; what follows it is no space command.
+        if let Some(after) = rest.strip_prefix('\\') {
+            bare.push_str("\\\\");
+            rest = after;
+        } else if let Some(after) = rest.strip_prefix([',', ';', ':', '!', ' ']) {
+            rest = after;
+        } else {
+            bare.push('\\');
+            if rest.starts_with("dfrac") || rest.starts_with("tfrac") {
+                rest = &rest[1..];
+            }
+        }
+    }
+    bare.push_str(rest);
+    bare.retain(|c| !c.is_whitespace());
+    bare
+}
+
+/// Whether a box shows nothing: a frame to be filled in by the reader.
+fn is_blank(content: &str) -> bool {
+    let content = content.trim();
+    let Some(rest) = ["\\phantom", "\\hphantom", "\\vphantom"]
+        .into_iter()
+        .find_map(|command| {
+            content
+                .strip_prefix(command)?
+                .trim_start()
+                .strip_prefix('{')
+        })
+    else {
+        return content.is_empty();
+    };
+    let mut depth = 1;
+    let end = rest.find(|c| {
+        depth += i32::from(c == '{') - i32::from(c == '}');
+        depth == 0
+    });
+    end.is_some_and(|end| rest[end + 1..].trim().is_empty())
 }
 
 fn filled(text: Option<String>) -> Option<String> {

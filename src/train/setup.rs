@@ -23,7 +23,7 @@ pub fn load_prompts(
     path: &Path,
 ) -> Result<(Prompts, data::Dataset)> {
     let template = PromptTemplate::from_config(&config.data)?;
-    let dataset = data::load(path)?;
+    let dataset = data::load(path, config.data.keep_partial_golds)?;
     let ids = dataset
         .problems
         .iter()

@@ -1,6 +1,7 @@
 //! Guards the way from text to ids and from files to problems to rewards.
 
 mod data;
+mod grade;
 mod reward;
 mod tokenizer;
 

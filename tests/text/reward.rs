@@ -16,6 +16,7 @@ fn config(functions: &[&str], weights: &[f32], command: &[&str]) -> RewardConfig
         functions: owned(functions),
         weights: weights.to_vec(),
         command: owned(command),
+        ..RewardConfig::default()
     }
 }
 
