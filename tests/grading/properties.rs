@@ -75,11 +75,11 @@ fn rewrites(gold: &str) -> Vec<(&'static str, String)> {
         ("tfrac", gold.replace(r"\frac", r"\tfrac")),
         ("thin spaces", gold.replace(' ', r"\,")),
     ];
+    // "1, 100" without its space is a number.
+    if no_text && !gold.contains(", ") {
+        list.push(("no space", gold.replace(' ', "")));
+    }
     if no_text {
-        list.push((
-            "no space",
-            gold.replace(' ', "").replace(r"\cdot(", r"\cdot ("),
-        ));
         list.push(("bold", format!(r"\mathbf{{{gold}}}")));
         list.push(("times", gold.replace(r"\cdot", r"\times")));
     }

@@ -83,7 +83,7 @@ pub fn bits(value: &BigRational) -> u64 {
 /// quadratic in the size.
 fn pay(values: &[&BigRational], budget: &Budget) -> Result<(), Stop> {
     let words: u64 = values.iter().map(|value| bits(value) / 64).sum();
-    budget.spend((words * words / 2 + words) as usize)
+    budget.spend((2 * words * words + words) as usize)
 }
 
 fn power(base: &BigRational, exponent: &BigRational, budget: &Budget) -> Value {

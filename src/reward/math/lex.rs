@@ -208,8 +208,16 @@ impl Lexer<'_> {
             digits.push_str(&fraction);
         }
         let decimals = digits.len() - whole;
+        // Reducing a fraction is quadratic in its digits.
+        self.budget.spend(if decimals > 0 {
+            digits.len() * digits.len() / 64
+        } else {
+            0
+        })?;
         let mut value = decimal(&digits, decimals, repeating)?;
         if let Some((exponent, end)) = self.exponent(repeating) {
+            self.budget
+                .spend(exponent.unsigned_abs().pow(2) as usize / 300)?;
             let power: BigInt = Pow::pow(BigInt::from(10), exponent.unsigned_abs());
             value = match exponent < 0 {
                 true => value / BigRational::from(power),

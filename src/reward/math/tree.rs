@@ -4,6 +4,7 @@ use num_bigint::BigInt;
 use num_rational::BigRational;
 use num_traits::{One, Signed, Zero};
 
+use super::exact;
 use super::words::Unit;
 
 /// A constant with a name.
@@ -89,18 +90,14 @@ impl Expr {
     pub fn sum(terms: Vec<Expr>) -> Expr {
         let mut number = BigRational::zero();
         let mut rest = Vec::with_capacity(terms.len());
+        let mut add = |term: Expr| match term {
+            Expr::Number(value) if foldable(&number, &value) => number += value,
+            term => rest.push(term),
+        };
         for term in terms {
             match term {
-                Expr::Number(value) => number += value,
-                Expr::Sum(inner) => {
-                    for term in inner {
-                        match term {
-                            Expr::Number(value) => number += value,
-                            term => rest.push(term),
-                        }
-                    }
-                }
-                term => rest.push(term),
+                Expr::Sum(inner) => inner.into_iter().for_each(&mut add),
+                term => add(term),
             }
         }
         if let Some(matrix) = matrix_sum(&rest, &number) {
@@ -121,19 +118,15 @@ impl Expr {
         let mut number = BigRational::one();
         let mut rest = Vec::with_capacity(factors.len());
         let mut matrix: Option<Vec<Vec<Expr>>> = None;
+        let mut multiply = |factor: Expr| match factor {
+            Expr::Number(value) if foldable(&number, &value) => number *= value,
+            Expr::Matrix(rows) if matrix.is_none() => matrix = Some(rows),
+            factor => rest.push(factor),
+        };
         for factor in factors {
             match factor {
-                Expr::Number(value) => number *= value,
-                Expr::Product(inner) => {
-                    for factor in inner {
-                        match factor {
-                            Expr::Number(value) => number *= value,
-                            factor => rest.push(factor),
-                        }
-                    }
-                }
-                Expr::Matrix(rows) if matrix.is_none() => matrix = Some(rows),
-                factor => rest.push(factor),
+                Expr::Product(inner) => inner.into_iter().for_each(&mut multiply),
+                factor => multiply(factor),
             }
         }
         if let Some(rows) = matrix {
@@ -264,6 +257,12 @@ impl Expr {
             _ => 0,
         }
     }
+}
+
+/// Whether two numbers are short enough to be folded while a tree is built,
+/// where nothing counts the steps.
+fn foldable(a: &BigRational, b: &BigRational) -> bool {
+    exact::bits(a) + exact::bits(b) <= 1_024
 }
 
 /// Matrices of one shape added up, if that is what the terms are.
