@@ -99,7 +99,7 @@ pub fn evaluate<D: HalfLayers>(
         let verdict = grader.completion(gold, &text);
         Ok(Judged {
             correct: verdict.correct,
-            answer: verdict.extracted.as_deref().map(math::normalise),
+            answer: verdict.extracted.as_deref().map(math::key),
             truncated: c.finish == FinishReason::Length,
             length: c.ids.len(),
         })

@@ -153,7 +153,7 @@ fn mutate(text: &str, corpus: &[(String, String)], random: &mut Stream) -> Strin
             }
             4 => {
                 let part = cut(&text, random).to_string();
-                let times = 1 + random.below(40 as u32) as usize;
+                let times = 1 + random.below(40) as usize;
                 if part.len() * times < 4_000 {
                     text.insert_str(at, &part.repeat(times));
                 }
@@ -175,8 +175,8 @@ fn mutate(text: &str, corpus: &[(String, String)], random: &mut Stream) -> Strin
                     ("\\sin(", ")"),
                     ("(", ")!"),
                     ("\\{", "\\}"),
-                ][random.below(9 as u32) as usize];
-                let times = 1 + random.below(30 as u32) as usize;
+                ][random.below(9) as usize];
+                let times = 1 + random.below(30) as usize;
                 if text.len() + times * 12 < 4_000 {
                     text = format!("{}{text}{}", open.repeat(times), close.repeat(times));
                 }

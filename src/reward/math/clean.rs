@@ -15,9 +15,8 @@ pub fn clean(text: &str) -> String {
     let text = without_markers(text);
     let text = single_backslashes(&text);
     let mut out = String::with_capacity(text.len() + 16);
-    let mut chars = text.char_indices().peekable();
     let mut raised = false;
-    while let Some((at, c)) = chars.next() {
+    for (at, c) in text.char_indices() {
         if let Some(digit) = superscript(c) {
             if !raised {
                 out.push_str("^{");

@@ -6,8 +6,9 @@ use num_traits::One;
 
 use super::budget::{Budget, Stop};
 use super::exact;
+use super::machine::Machine;
 use super::modular::{self, Element, Field, PRIMES, Refusal};
-use super::numeric::{Ball, Evaluation, Machine, Real, height};
+use super::numeric::{Ball, Evaluation, Real, height};
 use super::precise::Precise;
 use super::tree::{Constant, Expr, Function};
 
@@ -15,12 +16,12 @@ use super::tree::{Constant, Expr, Function};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Up {
     /// The same value.
-    ToNothing,
+    Value,
     /// One a constant multiple of the other, as the two sides of an equation.
-    ToFactor,
+    Factor,
     /// The same, but the factor must be positive or negative, as it is for
     /// inequalities.
-    ToSignedFactor { negative: bool },
+    SignedFactor { negative: bool },
 }
 
 /// What decided, for the verdict.
@@ -28,7 +29,7 @@ pub type Decision = Result<(bool, &'static str), Stop>;
 
 /// Compares two values.
 pub fn same_value(a: &Expr, b: &Expr, budget: &Budget) -> Decision {
-    same(a, b, Up::ToNothing, budget)
+    same(a, b, Up::Value, budget)
 }
 
 /// Compares two expressions up to `up`.
@@ -78,7 +79,7 @@ fn degrees_as(expr: &Expr, outside: &Expr) -> Expr {
 }
 
 fn compare(a: &Expr, b: &Expr, up: Up, budget: &Budget) -> Decision {
-    if up == Up::ToNothing {
+    if up == Up::Value {
         if a == b {
             return match exists(a, budget)? {
                 true => Ok((true, "the same expression")),
@@ -148,18 +149,14 @@ const POINTS: u64 = 2;
 
 fn by_residues(a: &Expr, b: &Expr, up: Up, budget: &Budget) -> Result<bool, Refusal> {
     // A factor's sign is not to be seen in a finite field.
-    if matches!(up, Up::ToSignedFactor { .. }) {
+    if matches!(up, Up::SignedFactor { .. }) {
         return Err(Refusal::NotAlgebraic);
     }
     let counting = modular::counts(a) || modular::counts(b);
     for prime in PRIMES {
         let mut pairs: Vec<(Element, Element)> = Vec::new();
         let mut point = 0;
-        let wanted = if up == Up::ToNothing {
-            POINTS
-        } else {
-            POINTS + 1
-        };
+        let wanted = if up == Up::Value { POINTS } else { POINTS + 1 };
         while (pairs.len() as u64) < wanted {
             point += 1;
             let tries = if counting { 60 } else { 8 };
@@ -185,7 +182,7 @@ fn by_residues(a: &Expr, b: &Expr, up: Up, budget: &Budget) -> Result<bool, Refu
             budget,
         };
         let equal = match up {
-            Up::ToNothing => pairs.iter().all(|(a, b)| a == b),
+            Up::Value => pairs.iter().all(|(a, b)| a == b),
             _ => {
                 let (a0, b0) = pairs[0];
                 !a0.is_zero()
@@ -242,8 +239,8 @@ fn points<R: Real>(
     let exact_enough = real.epsilon() < 1e-20;
     // Long numbers only confirm what machine numbers have found likely.
     let wanted = match (variables, up, exact_enough) {
-        (false, Up::ToNothing, _) => 1,
-        (true, Up::ToNothing, false) => 6,
+        (false, Up::Value, _) => 1,
+        (true, Up::Value, false) => 6,
         (_, _, false) => 6,
         (_, _, true) => 3,
     };
@@ -294,7 +291,7 @@ fn points<R: Real>(
         signed: false,
         budget,
     };
-    if up != Up::ToNothing {
+    if up != Up::Value {
         return Ok(proportional(&at, &kept, up));
     }
     let mut certain = true;
@@ -330,7 +327,7 @@ fn proportional<R: Real>(
         .iter()
         .copied()
         .find(|[(a, ea), (b, eb)]| a.abs() > 1e6 * ea && b.abs() > 1e6 * eb)?;
-    if let Up::ToSignedFactor { negative } = up
+    if let Up::SignedFactor { negative } = up
         && (a0 / b0 < 0.0) != negative
     {
         return Some(false);

@@ -3,7 +3,7 @@
 //!
 //! One comparison goes through, each stage only where the last did not decide:
 //!
-//! 1. the same text ([`normalise`]), or two plain integers;
+//! 1. the same text, or two plain integers;
 //! 2. [`clean`], [`lex`], [`repair`], [`statement`] and [`expression`] make a
 //!    tree of each side, [`normal`] one form of it;
 //! 3. [`structure`] compares by kind, [`sets`] sets of real numbers, and
@@ -15,15 +15,21 @@
 
 mod budget;
 mod clean;
+mod commands;
 mod equal;
 mod exact;
 mod expression;
+mod functions;
 mod lex;
+mod machine;
 mod modular;
+mod nesting;
 mod normal;
-mod normalise;
+mod numerals;
 mod numeric;
+mod phrases;
 mod precise;
+mod relations;
 mod repair;
 mod sets;
 mod statement;
@@ -32,7 +38,6 @@ mod tree;
 mod words;
 
 use budget::{Budget, LONGEST, Stop};
-pub use normalise::normalise;
 use structure::Comparison;
 use tree::Answer;
 
@@ -109,6 +114,23 @@ pub fn compare(gold: &str, answer: &str, lenient: bool) -> Match {
         Err(Stop::Budget) => Match::undecided("undecided: the budget of steps is spent"),
         Err(Stop::Undefined) => Match::new(false, "not equal: a value that does not exist"),
         Err(Stop::Unreadable) => as_text(&gold, &answer),
+    }
+}
+
+/// One key for answers that are written differently and mean the same, as far
+/// as reading them tells: what a majority is counted by. Answers that only
+/// algebra finds equal have different keys.
+pub fn key(answer: &str) -> String {
+    let budget = Budget::new();
+    let cleaned = clean::clean(answer);
+    let parsed = match cleaned.len() <= LONGEST {
+        true => statement::parse(&cleaned, &budget).and_then(|read| normal::normal(read, &budget)),
+        false => Err(Stop::Budget),
+    };
+    match parsed {
+        Ok(Answer::Value { value, .. }) => format!("{value:?}"),
+        Ok(read) => format!("{read:?}"),
+        Err(_) => words::key(&cleaned),
     }
 }
 

@@ -319,11 +319,11 @@ impl Field<'_> {
                 return Err(Refusal::NotAlgebraic);
             }
             self.budget.spend(1)?;
-            while n % (factor * factor) == 0 {
+            while n.is_multiple_of(factor * factor) {
                 n /= factor * factor;
                 result = self.multiply(result, self.integer(factor as i64));
             }
-            if n % factor == 0 {
+            if n.is_multiple_of(factor) {
                 n /= factor;
                 result = self.multiply(result, self.root_of_prime(factor)?);
             }

@@ -3,7 +3,8 @@
 
 use super::budget::{Budget, Stop};
 use super::equal::same_value;
-use super::numeric::{Evaluation, Machine};
+use super::machine::Machine;
+use super::numeric::Evaluation;
 use super::tree::{Answer, Constant, Expr, Sign};
 
 /// One end of an interval.
