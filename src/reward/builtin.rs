@@ -30,7 +30,12 @@ impl Reward for Math {
 
     fn score(&self, problem: &Problem, completion: &str, _: FinishReason, _: usize) -> Scored {
         let verdict = self.0.completion(&problem.answer, completion);
-        Scored::new(f32::from(u8::from(verdict.correct)), verdict)
+        Scored {
+            value: f32::from(u8::from(verdict.correct)),
+            // A comparison that was given up is reported with the late ones.
+            timed_out: verdict.undecided,
+            verdict,
+        }
     }
 }
 

@@ -14,7 +14,7 @@ pub enum Stop {
     Undefined,
 }
 
-/// The steps left. A step stands for some 20 ns of work, so that the whole
+/// The steps left. A step stands for some 50 ns of work, so that the whole
 /// lies below 10 ms on a slow core.
 #[derive(Debug)]
 pub struct Budget {
@@ -32,7 +32,7 @@ impl Budget {
     /// The budget of one verdict.
     pub fn new() -> Self {
         Budget {
-            left: Cell::new(150_000),
+            left: Cell::new(80_000),
         }
     }
 

@@ -83,7 +83,7 @@ pub fn bits(value: &BigRational) -> u64 {
 /// quadratic in the size.
 fn pay(values: &[&BigRational], budget: &Budget) -> Result<(), Stop> {
     let words: u64 = values.iter().map(|value| bits(value) / 64).sum();
-    budget.spend((2 * words * words + words) as usize)
+    budget.spend((2 * words * words + words) as usize + 8)
 }
 
 fn power(base: &BigRational, exponent: &BigRational, budget: &Budget) -> Value {
@@ -203,6 +203,7 @@ fn call(function: Function, args: &[BigRational], budget: &Budget) -> Value {
             let mut total = first.abs();
             for value in rest {
                 pay(&[&total, value], budget)?;
+                budget.spend(40)?;
                 total = match function {
                     Function::Gcd => common_divisor(&total, value),
                     _ if total.is_zero() || value.is_zero() => BigRational::zero(),

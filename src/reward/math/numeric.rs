@@ -57,16 +57,13 @@ type Value<R> = Result<Ball<<R as Real>::Number>, Stop>;
 impl<R: Real> Evaluation<'_, R> {
     /// The value of `expr`; undefined where it has none at this point.
     pub fn evaluate(&self, expr: &Expr) -> Value<R> {
-        let (simple, elementary) = self.real.cost();
+        let (simple, _) = self.real.cost();
         self.budget.spend(simple)?;
         match expr {
             Expr::Number(value) => Ok(self.number(value)),
             Expr::Symbol(name) => Ok(self.number(&self.variable(name))),
             Expr::Constant(Constant::Pi) => Ok(self.exact(self.real.pi())),
-            Expr::Constant(Constant::E) => {
-                self.budget.spend(elementary)?;
-                self.exp(&self.small(1))
-            }
+            Expr::Constant(Constant::E) => self.exp(&self.small(1)),
             Expr::Constant(Constant::I) => {
                 let mut unit = self.small(0);
                 unit.im = self.whole(1);
@@ -91,10 +88,20 @@ impl<R: Real> Evaluation<'_, R> {
             }
             Expr::Power(base, exponent) => self.power(base, exponent),
             Expr::Call(function, args) => {
-                if let Some(value) = exact::rational(expr, self.budget)? {
+                // What is about whole numbers is exact or nothing.
+                let whole = matches!(
+                    function,
+                    Function::Factorial
+                        | Function::Binomial
+                        | Function::Gcd
+                        | Function::Lcm
+                        | Function::Floor
+                        | Function::Ceil
+                        | Function::Mod
+                );
+                if whole && let Some(value) = exact::rational(expr, self.budget)? {
                     return Ok(self.number(&value));
                 }
-                self.budget.spend(elementary)?;
                 let values = args
                     .iter()
                     .map(|arg| self.evaluate(arg))
@@ -138,6 +145,11 @@ impl<R: Real> Evaluation<'_, R> {
             .to_f64(&z.re)
             .abs()
             .max(self.real.to_f64(&z.im).abs())
+    }
+
+    /// Takes the steps of `count` elementary functions.
+    fn pay(&self, count: usize) -> Result<(), Stop> {
+        self.budget.spend(count * self.real.cost().1)
     }
 
     fn whole(&self, value: i64) -> R::Number {
@@ -251,6 +263,7 @@ impl<R: Real> Evaluation<'_, R> {
             return Err(Stop::Undefined);
         }
         let r = self.real;
+        self.pay(if z.real { 1 } else { 3 })?;
         let scale = r.exp(&z.re);
         let size = r.to_f64(&scale);
         let err = size * (z.err.exp_m1()) * 2.0 + size * r.epsilon() * 8.0;
@@ -272,6 +285,7 @@ impl<R: Real> Evaluation<'_, R> {
             return Err(Stop::Undefined);
         }
         let r = self.real;
+        self.pay(if z.real { 1 } else { 3 })?;
         let err = 2.0 * z.err / (size - z.err);
         if z.real && r.to_f64(&z.re) > 0.0 {
             let value = self.ball(r.ln(&z.re), err);
@@ -308,7 +322,7 @@ impl<R: Real> Evaluation<'_, R> {
     }
 
     fn power(&self, base: &Expr, exponent: &Expr) -> Value<R> {
-        let (simple, elementary) = self.real.cost();
+        let (simple, _) = self.real.cost();
         if let Expr::Number(n) = exponent
             && let Some(count) = n.to_i64().filter(|_| n.is_integer())
             && count.unsigned_abs() <= 4096
@@ -331,7 +345,6 @@ impl<R: Real> Evaluation<'_, R> {
                 false => Ok(result),
             };
         }
-        self.budget.spend(elementary * 2)?;
         if matches!(base, Expr::Constant(Constant::E)) {
             return self.exp(&self.evaluate(exponent)?);
         }
@@ -369,6 +382,7 @@ impl<R: Real> Evaluation<'_, R> {
             return self.raise(z, &self.number(&BigRational::new(1.into(), 2.into())));
         }
         let r = self.real;
+        self.pay(1)?;
         if r.to_f64(&z.re) > 0.0 {
             let root = self.ball(r.sqrt(&z.re), err);
             return Ok(self.rounded(root));
@@ -405,6 +419,7 @@ impl<R: Real> Evaluation<'_, R> {
             return Err(Stop::Undefined);
         }
         if z.real {
+            self.pay(2)?;
             let err = z.err + r.epsilon() * (4.0 + 4.0 * self.size(z));
             return Ok([self.ball(r.sin(&z.re), err), self.ball(r.cos(&z.re), err)]);
         }
@@ -438,6 +453,7 @@ impl<R: Real> Evaluation<'_, R> {
                 if !z.real {
                     return Err(Stop::Undefined);
                 }
+                self.pay(1)?;
                 let value = self.ball(r.atan(&z.re), z.err);
                 let value = self.rounded(value);
                 match function {
@@ -509,6 +525,7 @@ impl<R: Real> Evaluation<'_, R> {
         if value.abs() > 1.0 + z.err {
             return Err(Stop::Undefined);
         }
+        self.pay(1)?;
         let rest = self.minus(&self.small(1), &self.times(z, z));
         let cosine = self.square_root(&rest)?;
         let sine = match value.abs() < 1e-3 || self.size(&cosine) > 0.5 {

@@ -132,7 +132,9 @@ impl Real for Precise {
 
     fn cost(&self) -> (usize, usize) {
         let words = self.bits / 64;
-        (16 + words, 100 + 20 * words * words)
+        // Measured, in steps of 50 ns: a logarithm takes 30 us at 192 bits,
+        // 82 at 1,024 and 950 at 4,096; a product 0.1 to 2.4.
+        (8 + words * words / 64, 500 + 5 * words * words)
     }
 }
 

@@ -130,7 +130,9 @@ impl Expr {
             }
         }
         if let Some(rows) = matrix {
-            if rest.iter().any(|factor| matches!(factor, Expr::Matrix(_))) {
+            // Each entry takes a copy of the factors: those must be few.
+            let heavy = rest.iter().map(Expr::size).sum::<usize>() > 64;
+            if heavy || rest.iter().any(|factor| matches!(factor, Expr::Matrix(_))) {
                 rest.push(Expr::Matrix(rows));
                 return Expr::Product(rest);
             }
@@ -262,7 +264,7 @@ impl Expr {
 /// Whether two numbers are short enough to be folded while a tree is built,
 /// where nothing counts the steps.
 fn foldable(a: &BigRational, b: &BigRational) -> bool {
-    exact::bits(a) + exact::bits(b) <= 1_024
+    exact::bits(a) + exact::bits(b) <= 256
 }
 
 /// Matrices of one shape added up, if that is what the terms are.
