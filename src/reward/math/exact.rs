@@ -171,7 +171,7 @@ fn call(function: Function, args: &[BigRational], budget: &Budget) -> Value {
             if n.is_negative() {
                 return Err(Stop::Undefined);
             }
-            let Some(n) = n.to_u32().filter(|n| *n <= 3_000) else {
+            let Some(n) = n.to_u32().filter(|n| *n <= 600) else {
                 return Ok(None);
             };
             budget.spend((n as usize).pow(2) / 128 + 8)?;
@@ -189,7 +189,7 @@ fn call(function: Function, args: &[BigRational], budget: &Budget) -> Value {
                 return Ok(Some(BigRational::zero()));
             }
             let k = k.min(n - k);
-            if k > 1_000 {
+            if k > 300 {
                 return Ok(None);
             }
             budget.spend((k as usize).pow(2) / 16 + 8)?;
