@@ -50,7 +50,7 @@ fn gold() -> impl Strategy<Value = String> {
         (2i64..9, -9i64..9).prop_map(|(a, b)| format!("y = {a}x + {}", b.abs())),
         (1i64..99, 1i64..99)
             .prop_map(|(a, b)| format!(r"\begin{{pmatrix}} {a} \\ {b} \end{{pmatrix}}")),
-        (100i64..999).prop_map(|n| format!("{}_{{8}}", n % 700 % 100 / 10 * 7 + 10)),
+        (8i64..999).prop_map(|n| format!("{n:o}_{{8}}")),
         (1i64..90).prop_map(|n| format!(r"{n}^\circ")),
         (1i64..90).prop_map(|n| format!(r"{n}\text{{ cm}}")),
         (1i64..90).prop_map(|n| format!(r"{n}\%")),

@@ -15,17 +15,22 @@ pub fn clean(text: &str) -> String {
     let text = without_markers(text);
     let text = single_backslashes(&text);
     let mut out = String::with_capacity(text.len() + 16);
-    let mut raised = false;
+    // Which script the digits just written stand in.
+    let mut script: Option<char> = None;
     for (at, c) in text.char_indices() {
-        if let Some(digit) = superscript(c) {
-            if !raised {
-                out.push_str("^{");
+        if let Some((place, digit)) = scripted(c) {
+            if script != Some(place) {
+                if script.is_some() {
+                    out.push('}');
+                }
+                out.push(place);
+                out.push('{');
             }
-            raised = true;
+            script = Some(place);
             out.push(digit);
             continue;
         }
-        if std::mem::take(&mut raised) {
+        if script.take().is_some() {
             out.push('}');
         }
         let rest = &text[at + c.len_utf8()..];
@@ -56,7 +61,7 @@ pub fn clean(text: &str) -> String {
             },
         }
     }
-    if raised {
+    if script.is_some() {
         out.push('}');
     }
     let out = out.replace("p.m.", "pm").replace("a.m.", "am");
@@ -150,16 +155,18 @@ fn broken_escape(c: char, rest: &str) -> &'static str {
         .map_or(" ", |(_, _, head)| head)
 }
 
-fn superscript(c: char) -> Option<char> {
+/// A raised or lowered sign: whether it is raised, and what it is.
+fn scripted(c: char) -> Option<(char, char)> {
     Some(match c {
-        '\u{2070}' => '0',
-        '\u{b9}' => '1',
-        '\u{b2}' => '2',
-        '\u{b3}' => '3',
-        '\u{2074}'..='\u{2079}' => char::from(b'4' + (c as u32 - 0x2074) as u8),
-        '\u{207a}' => '+',
-        '\u{207b}' => '-',
-        '\u{207f}' => 'n',
+        '\u{2070}' => ('^', '0'),
+        '\u{b9}' => ('^', '1'),
+        '\u{b2}' => ('^', '2'),
+        '\u{b3}' => ('^', '3'),
+        '\u{2074}'..='\u{2079}' => ('^', char::from(b'4' + (c as u32 - 0x2074) as u8)),
+        '\u{207a}' => ('^', '+'),
+        '\u{207b}' => ('^', '-'),
+        '\u{207f}' => ('^', 'n'),
+        '\u{2080}'..='\u{2089}' => ('_', char::from(b'0' + (c as u32 - 0x2080) as u8)),
         _ => return None,
     })
 }
@@ -276,6 +283,7 @@ mod tests {
             ("2π", "2\\pi"),
             ("x²", "x^{2}"),
             ("x⁻¹²y", "x^{-12}y"),
+            ("x₁²", "x_{1}^{2}"),
             ("４２", "42"),
             ("−5", "-5"),
             ("$5$", "5"),
@@ -288,7 +296,7 @@ mod tests {
             ("42<|im_end|>", "42"),
             ("3<sup>x</sup>", "3^{x}"),
             ("\\\\frac{1}{2}", "\\frac{1}{2}"),
-            ("\u{c}rac{1}{2}", "\\frac{1}{2}"),
+            ("1+\u{c}rac{1}{2}", "1+\\frac{1}{2}"),
             ("4:30 p.m.", "4:30 pm"),
         ] {
             assert_eq!(clean(text), expected, "{text}");

@@ -116,6 +116,7 @@ impl Parser<'_> {
                 }
                 Some(Token::Command("bmod" | "mod")) => {
                     self.at += 1;
+                    self.budget.spend(1_000)?;
                     let by = self.factor()?;
                     let left = Expr::product(std::mem::take(&mut factors));
                     factors.push(Expr::Call(Function::Mod, vec![left, by]));
@@ -155,13 +156,19 @@ impl Parser<'_> {
 
     /// `-x` after an operator.
     fn signed_factor(&mut self) -> Parsed {
-        if self.eat('-') {
-            return Ok(self.signed_factor()?.negate());
+        let negative = self.signs();
+        let factor = self.factor()?;
+        Ok(if negative { factor.negate() } else { factor })
+    }
+
+    /// Reads signs; whether they make a minus.
+    fn signs(&mut self) -> bool {
+        let mut negative = false;
+        while let Some(Token::Sign(c @ ('+' | '-'))) = self.peek() {
+            negative ^= *c == '-';
+            self.at += 1;
         }
-        if self.eat('+') {
-            return self.signed_factor();
-        }
-        self.factor()
+        negative
     }
 
     /// `1\frac{1}{2}` and `7 3/4`, whose integer has just been read.
@@ -211,7 +218,13 @@ impl Parser<'_> {
         }
         self.budget.spend(8)?;
         let mut base = self.atom()?;
+        // Each sign behind nests what stands before it.
+        let depth = self.depth;
         loop {
+            self.depth += 1;
+            if self.depth > DEEPEST {
+                return Err(Stop::Budget);
+            }
             match self.peek() {
                 Some(Token::Sign('^')) => {
                     self.at += 1;
@@ -238,7 +251,7 @@ impl Parser<'_> {
                 _ => break,
             }
         }
-        self.depth -= 1;
+        self.depth = depth - 1;
         Ok(base)
     }
 
@@ -256,12 +269,7 @@ impl Parser<'_> {
     }
 
     pub(super) fn exponent(&mut self) -> Parsed {
-        if self.eat('-') {
-            return Ok(self.exponent()?.negate());
-        }
-        if self.eat('+') {
-            return self.exponent();
-        }
+        let negative = self.signs();
         self.depth += 1;
         if self.depth > DEEPEST {
             return Err(Stop::Budget);
@@ -272,7 +280,7 @@ impl Parser<'_> {
             base = base.power(exponent);
         }
         self.depth -= 1;
-        Ok(base)
+        Ok(if negative { base.negate() } else { base })
     }
 
     /// An argument in braces, or one token.
@@ -281,7 +289,10 @@ impl Parser<'_> {
             Some(Token::Open) => self.group(),
             Some(Token::Sign('-')) => {
                 self.at += 1;
-                Ok(self.argument()?.negate())
+                match self.is_sign('-') {
+                    true => Err(Stop::Unreadable),
+                    false => Ok(self.argument()?.negate()),
+                }
             }
             _ => {
                 self.depth += 1;

@@ -85,12 +85,14 @@ impl Lexer<'_> {
                 b'\\' => self.command()?,
                 b'0'..=b'9' => self.number()?,
                 b'.' if self.digit(self.at + 1) => self.number()?,
+                b'A'..=b'Z' if self.based().is_some() => self.number()?,
                 b'a'..=b'z' | b'A'..=b'Z' => self.word(),
                 b' ' | b'~' => {
                     self.at += 1;
                     self.spaced = true;
                     continue;
                 }
+                b'(' if self.based_in_brackets() => {}
                 b'{' => self.push_byte(Token::Open),
                 b'}' => self.push_byte(Token::Close),
                 b'.' if self.rest().starts_with("...") => {
@@ -217,6 +219,7 @@ impl Lexer<'_> {
                 }
                 let words = name.starts_with("text") || matches!(name, "mbox" | "hbox" | "emph");
                 match self.argument() {
+                    Some(content) if self.based_behind(&content) => {}
                     Some(content) => self.styled(content, words)?,
                     None => return Ok(()),
                 }

@@ -175,8 +175,14 @@ fn is_hollow(text: &str) -> bool {
 
 /// For what is no formula: the same words.
 fn as_text(gold: &str, answer: &str) -> Match {
-    let key = words::key(gold);
-    let equal = !key.is_empty() && key == words::key(answer);
+    let formula = |text: &str| text.contains(['^', '_']) || text.contains("\\frac");
+    let equal = match formula(gold) || formula(answer) {
+        true => words::shape(gold) == words::shape(answer),
+        false => {
+            let key = words::key(gold);
+            !key.is_empty() && key == words::key(answer)
+        }
+    };
     let rule = if equal {
         "the same words"
     } else {

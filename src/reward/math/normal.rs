@@ -205,7 +205,9 @@ fn names(expr: &Expr) -> bool {
     match expr {
         Expr::Symbol(_) | Expr::Text(_) | Expr::Apply(..) => true,
         Expr::Constant(Constant::E | Constant::I) => true,
-        Expr::Call(Function::Abs, args) => args.iter().all(names),
+        Expr::Call(Function::Abs | Function::Sin | Function::Cos | Function::Tan, args) => {
+            args.iter().all(names)
+        }
         // \angle ABC, \triangle ABC
         Expr::Product(factors) => factors.iter().all(names)
             && factors.iter().any(

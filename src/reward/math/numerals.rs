@@ -184,8 +184,42 @@ impl Lexer<'_> {
         Some((if rest[1] == b'-' { -value } else { value }, end))
     }
 
+    /// `\text{A5}_{11}`, whose text has been read: the digits with their base.
+    pub(super) fn based_behind(&mut self, digits: &str) -> bool {
+        let digits = digits.trim();
+        let Some((base, end)) = base_at(self.text, self.at) else {
+            return false;
+        };
+        let fits = digits
+            .chars()
+            .all(|c| c.to_digit(36).is_some_and(|digit| digit < base));
+        if fits && digits.bytes().any(|b| b.is_ascii_digit()) {
+            let digits = digits.to_ascii_uppercase();
+            self.tokens.push(Token::Based { digits, base });
+            self.at = end;
+            return true;
+        }
+        false
+    }
+
+    /// `(204)_5`: reads it, if that is what stands here.
+    pub(super) fn based_in_brackets(&mut self) -> bool {
+        let inner = &self.rest()[1..];
+        let Some(close) = inner.find(')').filter(|close| *close <= 64) else {
+            return false;
+        };
+        let digits = inner[..close].trim();
+        let (start, inner) = (self.at, digits.to_string());
+        self.at += close + 2;
+        let read = self.based_behind(&inner);
+        if !read {
+            self.at = start;
+        }
+        read
+    }
+
     /// `204_5`, `2E5_{16}`, `101_{\text{two}}` at the reading point.
-    fn based(&self) -> Option<(String, u32, usize)> {
+    pub(super) fn based(&self) -> Option<(String, u32, usize)> {
         let rest = self.rest();
         let length = rest
             .bytes()

@@ -24,6 +24,11 @@ impl Comparison<'_> {
                     self.labelled(&sides[0], value, other, false)
                 }
                 Some(_) => decided(false, "a chain that does not hold"),
+                // 3 + 5 = 8
+                None if self.is_computation(sides, signs)? => match sides.last() {
+                    Some(last) => self.same(other, last),
+                    None => decided(false, "an equation for a value"),
+                },
                 None => decided(false, "an equation for a value"),
             },
             _ => decided(false, "answers of different kinds"),
@@ -47,6 +52,16 @@ impl Comparison<'_> {
             false => self.same(other, value)?,
         };
         decided(equal, if equal { "the value of a label" } else { rule })
+    }
+
+    /// Whether a chain of equalities is between numbers alone, and holds.
+    fn is_computation(&self, sides: &[Answer], signs: &[Sign]) -> Result<bool, Stop> {
+        let number = |side: &Answer| {
+            matches!(side, Answer::Value { value, .. } if value.symbols().is_empty()
+                && !value.any(&|part| matches!(part, Expr::Text(_) | Expr::Apply(..))))
+        };
+        let equal = signs.iter().all(|sign| *sign == Sign::Equal);
+        Ok(equal && sides.iter().all(number) && self.holds(sides)?)
     }
 
     /// Whether the sides of a chain of equalities are equal, as far as they
@@ -74,7 +89,7 @@ impl Comparison<'_> {
         answer_signs: &[Sign],
     ) -> Decision {
         if let (Some(a), Some(b)) = (assigned(gold, gold_signs), assigned(answer, answer_signs)) {
-            if gold[0] == answer[0] {
+            if same_name(&gold[0], &answer[0]) {
                 let (equal, _) = self.same(a, b)?;
                 return match equal && self.holds(&answer[1..])? {
                     true => decided(true, "the same name with the same value"),
@@ -191,6 +206,25 @@ impl Comparison<'_> {
 fn assigned<'a>(sides: &'a [Answer], signs: &[Sign]) -> Option<&'a Answer> {
     let equal = signs.iter().all(|sign| *sign == Sign::Equal);
     (equal && is_name(&sides[0])).then(|| sides.last())?
+}
+
+/// Whether two labels name one thing; x_1 and x do, x_1 and x_2 do not.
+fn same_name(a: &Answer, b: &Answer) -> bool {
+    if a == b {
+        return true;
+    }
+    let name = |answer: &Answer| match answer {
+        Answer::Value {
+            value: Expr::Symbol(name),
+            ..
+        } => Some(name.clone()),
+        _ => None,
+    };
+    let (Some(a), Some(b)) = (name(a), name(b)) else {
+        return false;
+    };
+    a.split_once('_').is_some_and(|(base, _)| base == b)
+        || b.split_once('_').is_some_and(|(base, _)| base == a)
 }
 
 /// Two functions with their variables made the same: f(n) = n and f(m) = m.

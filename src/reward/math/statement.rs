@@ -202,7 +202,7 @@ impl Statement<'_> {
             return Ok(Some(match sign {
                 '∪' => Answer::Union(sets),
                 '∩' => Answer::Intersection(sets),
-                _ => difference(sets),
+                _ => difference(sets)?,
             }));
         }
         // \mathbb{R} - \{0\}
@@ -218,7 +218,7 @@ impl Statement<'_> {
             for part in parts {
                 sets.push(self.answer(part, depth + 1)?);
             }
-            return Ok(Some(difference(sets)));
+            return difference(sets).map(Some);
         }
         Ok(match tokens {
             [Token::Command("Reals")] => Some(Answer::Reals),
@@ -241,8 +241,14 @@ impl Statement<'_> {
                 .answer(&tokens[1..tokens.len() - 1], depth + 1)
                 .map(Some);
         }
-        if let [Token::Begin(name), inner @ .., Token::End] = tokens
-            && matches!(name.as_str(), "cases" | "aligned" | "align" | "gathered")
+        // A system of equations: cases, or an array behind a single brace.
+        let system = match tokens {
+            [Token::Sign('{'), Token::Begin(_), .., Token::End] => &tokens[1..],
+            tokens => tokens,
+        };
+        if let [Token::Begin(name), inner @ .., Token::End] = system
+            && (matches!(name.as_str(), "cases" | "aligned" | "align" | "gathered")
+                || system.len() < tokens.len())
             && !inner.contains(&Token::End)
         {
             let rows: Vec<Token> = inner
@@ -444,12 +450,16 @@ impl Statement<'_> {
 
 const LIST_MARKS: [Token; 3] = [Token::Sign(','), Token::And, Token::Or];
 
-fn difference(sets: Vec<Answer>) -> Answer {
+/// The first less all others.
+fn difference(sets: Vec<Answer>) -> Parsed {
+    if sets.len() > DEEPEST {
+        return Err(Stop::Budget);
+    }
     let mut sets = sets.into_iter();
     let first = sets.next().unwrap_or(Answer::Empty);
-    sets.fold(first, |left, right| {
+    Ok(sets.fold(first, |left, right| {
         Answer::Difference(Box::new(left), Box::new(right))
-    })
+    }))
 }
 
 fn small(number: &super::lex::Number) -> Option<u32> {

@@ -152,6 +152,24 @@ impl Comparison<'_> {
                 },
                 Answer::List { items: b, .. },
             ) if self.lenient => self.in_order(a, b, "a list as a tuple"),
+            // {5} and 5: the set of the only solution.
+            (
+                Answer::Bracketed {
+                    open: '{', items, ..
+                },
+                other @ Answer::Value { .. },
+            ) if items.len() == 1 => self.same(&items[0], other),
+            (
+                other @ Answer::Value { .. },
+                Answer::Bracketed {
+                    open: '{', items, ..
+                },
+            ) if items.len() == 1 => self.same(other, &items[0]),
+            // "3/4 or 0.75" is one value, written twice.
+            (one @ Answer::Value { .. }, Answer::List { items, or: true }) if items.len() == 2 => {
+                let both = self.same(one, &items[0])?.0 && self.same(one, &items[1])?.0;
+                decided(both, "a list for one value")
+            }
             (Answer::Builder(a), Answer::Builder(b)) => self.same(a, b),
             (Answer::Union(a), Answer::Union(b)) => self.in_any_order(a, b, "unions"),
             (Answer::Intersection(a), Answer::Intersection(b)) => {

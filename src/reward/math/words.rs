@@ -81,6 +81,45 @@ pub fn key(text: &str) -> String {
     out
 }
 
+/// A formula that nobody reads, without what only changes its looks: what two
+/// of them are compared by, for in these every brace may matter.
+pub fn shape(text: &str) -> String {
+    let mut text = text
+        .replace("\\dfrac", "\\frac")
+        .replace("\\tfrac", "\\frac");
+    for looks in [
+        "\\left",
+        "\\right",
+        "\\limits",
+        "\\displaystyle",
+        "\\,",
+        "\\;",
+        "\\!",
+    ] {
+        text = text.replace(looks, "");
+    }
+    let mut chars: Vec<char> = text.chars().filter(|c| !c.is_whitespace()).collect();
+    // Braces around all of it.
+    let inner = |chars: &[char]| chars.len() > 2 && !chars[1..chars.len() - 1].contains(&'{');
+    while chars.first() == Some(&'{') && chars.last() == Some(&'}') && inner(&chars) {
+        chars.remove(0);
+        chars.pop();
+    }
+    let mut out = String::with_capacity(chars.len());
+    let mut at = 0;
+    while at < chars.len() {
+        // {x} is x.
+        if chars[at] == '{' && chars.get(at + 2) == Some(&'}') {
+            out.push(chars[at + 1]);
+            at += 3;
+        } else {
+            out.push(chars[at]);
+            at += 1;
+        }
+    }
+    out
+}
+
 const STYLES: &[&str] = &[
     "text",
     "textbf",
