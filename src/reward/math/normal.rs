@@ -238,6 +238,9 @@ fn tuple(open: char, items: Vec<Answer>, close: char, budget: &Budget) -> Result
     if signs > MOST_SIGNS {
         return Err(Stop::Budget);
     }
+    // Every tuple is a copy of all elements.
+    let sizes: usize = plain.iter().map(size).sum();
+    budget.spend((sizes << signs) * 4)?;
     let together = plain.iter().any(|item| match item {
         Answer::Value { value, .. } => {
             value.any(&|part| matches!(part, Expr::PlusMinus { flipped: true, .. }))
@@ -276,6 +279,17 @@ fn tuple(open: char, items: Vec<Answer>, close: char, budget: &Budget) -> Result
         .into_iter()
         .map(|items| Answer::Bracketed { open, items, close });
     Ok(list(tuples.collect()))
+}
+
+/// Parts of an element, about.
+fn size(item: &Answer) -> usize {
+    match item {
+        Answer::Value { value, .. } => value.size(),
+        Answer::Bracketed { items, .. } | Answer::List { items, .. } => {
+            1 + items.iter().map(size).sum::<usize>()
+        }
+        _ => 8,
+    }
 }
 
 fn signs_of(item: &Answer) -> usize {
