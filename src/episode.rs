@@ -42,6 +42,8 @@ pub enum FinishReason {
     Stop,
     /// `max_completion_length` was reached.
     Length,
+    /// Nobody wanted the rest.
+    Cancelled,
 }
 
 /// An adapter resident on the device; `None` in its place means the base model.

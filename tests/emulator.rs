@@ -3,6 +3,7 @@
 #![cfg(feature = "emulator")]
 
 use std::process::Command;
+use std::sync::Arc;
 
 use arca::device::cpu::Cpu;
 use arca::device::cuda::Cuda;
@@ -12,7 +13,7 @@ use arca::model::engine::Engine;
 use arca::model::half_layer::HalfLayers;
 use arca::model::plan::Capacity;
 use arca::rng::{Purpose, open_unit, philox, split_key, stream_key};
-use arca::rollout::{self, Completion, Request, Sampling};
+use arca::rollout::{self, Completion, KvStore, Request, Rollout, Sampling};
 use serde_json::Value;
 
 use crate::common::{arca, root};
@@ -25,6 +26,15 @@ const TOLERANCE: f32 = 0.25;
 
 /// A few prompts of the demo's kind.
 fn requests() -> Vec<Request> {
+    let sampling = Arc::new(Sampling {
+        temperature: 1.0,
+        top_p: 1.0,
+        top_k: 0,
+        min_p: 0.0,
+        max_tokens: 40,
+        stop_ids: vec![509],
+        stop: Arc::new([]),
+    });
     (0..4u64)
         .map(|problem| Request {
             adapter: None,
@@ -32,6 +42,7 @@ fn requests() -> Vec<Request> {
                 .map(|i| (i * 37 + problem as u32 * 11) % 500)
                 .collect(),
             samples: 0..4,
+            sampling: sampling.clone(),
             seed: 3,
             purpose: Purpose::Rollout,
             step: 0,
@@ -54,24 +65,10 @@ fn engine<D: HalfLayers>(device: D) -> Engine<D> {
 
 fn sample<D: HalfLayers>(engine: &mut Engine<D>) -> Vec<Completion> {
     let shape = engine.shape().clone();
-    let mut cache = KvCache::new(&engine.device, &shape, 128).unwrap();
-    let sampling = Sampling {
-        temperature: 1.0,
-        top_p: 1.0,
-        top_k: 0,
-        min_p: 0.0,
-        max_tokens: 40,
-        stop_ids: vec![509],
-    };
-    rollout::generate(
-        engine,
-        &mut cache,
-        &requests(),
-        &sampling,
-        &|| None,
-        &mut |_| Ok(()),
-    )
-    .unwrap()
+    let cache = KvCache::new(&engine.device, &shape, 128).unwrap();
+    let mut store = KvStore::new(cache);
+    let mut rollout = Rollout::new(engine, &mut store, None);
+    rollout::generate(&mut rollout, requests(), &mut |_| Ok(())).unwrap()
 }
 
 /// Where the emulator draws another token than the CPU, the two best perturbed

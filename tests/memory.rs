@@ -3,6 +3,7 @@
 
 use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
 
 use arca::config::{Config, OptimizerConfig};
 use arca::device::cpu::Cpu;
@@ -52,6 +53,7 @@ fn open<D: HalfLayers>(device: D) -> Small<D> {
         reference_rows: true,
         training: true,
         tokens_per_batch: 64,
+        pages: None,
     };
     // Two, as a run with a reference adapter has; of unequal ranks.
     let adapters = vec![adapter(&shape, 4), adapter(&shape, 20)];
@@ -68,6 +70,7 @@ impl<D: HalfLayers> Small<D> {
         let mut sampling = self.session.sampling(&config);
         sampling.max_tokens = NEW_TOKENS;
         sampling.stop_ids = Vec::new();
+        let sampling = Arc::new(sampling);
         let requests: Vec<Request> = PROMPTS
             .iter()
             .enumerate()
@@ -75,15 +78,16 @@ impl<D: HalfLayers> Small<D> {
                 adapter: Some(POLICY),
                 prompt_ids: prompt.to_vec(),
                 samples: 0..2,
+                sampling: sampling.clone(),
                 seed: 9,
                 purpose: Purpose::Rollout,
                 step: 0,
                 problem: i as u64,
             })
             .collect();
-        self.session
-            .generate(&requests, &sampling, &[], &mut |_| Ok(()))
-            .unwrap()
+        // As new to the model as in a step of its own.
+        self.session.kv.pages.prefixes.clear();
+        self.session.generate(requests, &mut |_| Ok(())).unwrap()
     }
 
     /// Log-probs of the completions, and the gradients of their sum.
@@ -269,6 +273,7 @@ fn large(kind: MemoryKind, tokens_per_batch: usize, training: bool) -> Plan {
         reference_rows: true,
         training,
         tokens_per_batch,
+        pages: None,
     };
     let capacity: Capacity = demand.capacity(&layouts);
     let types = WeightTypes::bf16(&shape);

@@ -338,6 +338,16 @@ pub enum KernelShape {
     Qwen4b,
 }
 
+/// What `arca bench rollout` samples.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum RolloutWorkload {
+    /// A GRPO step's
+    #[default]
+    Grpo,
+    /// That of other engines' offline benchmarks
+    Offline,
+}
+
 /// `arca bench`
 #[derive(Debug, Args)]
 pub struct BenchArgs {
@@ -353,24 +363,33 @@ pub struct BenchArgs {
     /// Sequences side by side: the same as --prompts
     #[arg(long, value_name = "N", conflicts_with = "prompts")]
     pub batch: Option<usize>,
-    /// Prompts of random tokens [default: decode 1, update 16, else 8]
+    /// Prompts of random tokens [default: decode 1, update 16, rollout offline 256, else 8]
     #[arg(long, value_name = "N")]
     pub prompts: Option<usize>,
     /// Completions per prompt [default: rollout and step 8, else 1]
     #[arg(long, value_name = "K")]
     pub group_size: Option<usize>,
-    /// Tokens of a prompt [default: decode 32, update 1, else 64]
+    /// Tokens of a prompt [default: decode 32, update 1, rollout offline 100 to 1024, else 64]
     #[arg(long, value_name = "N")]
     pub prompt_length: Option<usize>,
-    /// Tokens of a completion [default: update 128, else 64]
+    /// Tokens of a completion, in rollout of the longest [default: update 128, rollout 256 or
+    /// offline 1024, else 64]
     #[arg(long, value_name = "N")]
     pub new_tokens: Option<usize>,
     /// Update: 8 prompts of 64 tokens x 8 completions of seeded lengths from 8
     #[arg(long)]
     pub ragged: bool,
-    /// Timed runs, after one that is not
-    #[arg(long, value_name = "N", default_value_t = 5)]
-    pub repeats: usize,
+    /// Timed runs, after one that is not [default: 5, rollout's offline workload 1]
+    #[arg(long, value_name = "N")]
+    pub repeats: Option<usize>,
+    /// Rollout: grpo (prompts with groups of completions of log-normal lengths) or offline (256
+    /// sequences of 100 to 1,024 tokens after as many, that of nano-vllm and mini-sglang)
+    #[arg(long, value_enum, hide_possible_values = true, value_name = "NAME")]
+    #[arg(default_value_t)]
+    pub workload: RolloutWorkload,
+    /// Rollout: run after run for so long, and say whether memory grew
+    #[arg(long, value_name = "S", conflicts_with = "repeats")]
+    pub seconds: Option<u64>,
     /// Kernels: model shapes [default: the three on a GPU, else demo]
     #[arg(long, value_enum, value_delimiter = ',', value_name = "SHAPES")]
     pub shape: Vec<KernelShape>,

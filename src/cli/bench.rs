@@ -4,6 +4,7 @@
 //! optimizer) without tokenizer and data. Stop ids are off, so that lengths
 //! are what was asked for and numbers compare across tools.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Result, bail, ensure};
@@ -20,7 +21,7 @@ use crate::model::plan::peak_memory;
 use crate::rng::{Purpose, Stream};
 use crate::rollout::{Completion, Event, Request, Sampling};
 use crate::train::optimizer::Optimizer;
-use crate::train::session::{Demand, OnDevice, Session, model_dir, on_device};
+use crate::train::session::{Demand, OnDevice, Session, kv_pages, model_dir, on_device};
 use crate::train::setup::{initial_adapter, updater, wants_reference};
 use crate::train::update::{SequenceState, TrainGroup, TrainSequence, Updater};
 
@@ -28,8 +29,10 @@ const POLICY: AdapterId = AdapterId(0);
 
 /// Runs the verb.
 pub fn run(args: BenchArgs) -> Result<Outcome> {
-    if args.kind == BenchKind::Kernels {
-        return super::bench_kernels::run(args);
+    match args.kind {
+        BenchKind::Kernels => return super::bench_kernels::run(args),
+        BenchKind::Rollout => return super::bench_rollout::run(args),
+        BenchKind::Update | BenchKind::Step | BenchKind::Decode => {}
     }
     let mut config = args.load()?;
     let workload = Workload::new(&args)?;
@@ -66,9 +69,9 @@ struct Workload {
 impl Workload {
     fn new(args: &BenchArgs) -> Result<Workload> {
         let (prompts, group_size, prompt_length, new_tokens) = match args.kind {
-            BenchKind::Kernels | BenchKind::Decode => (1, 1, 32, 64),
+            BenchKind::Decode => (1, 1, 32, 64),
             BenchKind::Update if !args.ragged => (16, 1, 1, 128),
-            BenchKind::Rollout | BenchKind::Update | BenchKind::Step => (8, 8, 64, 64),
+            _ => (8, 8, 64, 64),
         };
         let workload = Workload {
             prompts: args.batch.or(args.prompts).unwrap_or(prompts),
@@ -77,7 +80,7 @@ impl Workload {
             new_tokens: args.new_tokens.unwrap_or(new_tokens),
             ragged: args.ragged,
             adapted: args.kind != BenchKind::Decode || args.lora_r.is_some(),
-            repeats: args.repeats,
+            repeats: args.repeats.unwrap_or(5),
         };
         let sizes = [
             workload.prompts,
@@ -150,9 +153,6 @@ impl OnDevice for Bench {
         // The first run touches memory for the first time: not counted.
         for run in 0..=w.repeats {
             let timing = match self.kind {
-                BenchKind::Kernels | BenchKind::Decode | BenchKind::Rollout => {
-                    bed.timed(|bed, phases| bed.rollout(run, phases).map(|_| ()))?
-                }
                 BenchKind::Update => {
                     let completions = bed.random_completions();
                     bed.timed(|bed, phases| bed.update(&completions, run, phases))?
@@ -163,6 +163,7 @@ impl OnDevice for Bench {
                     phases.push(("rollout", start.elapsed().as_secs_f64()));
                     bed.update(&completions, run, phases)
                 })?,
+                _ => bed.timed(|bed, phases| bed.rollout(run, phases).map(|_| ()))?,
             };
             if run > 0 {
                 timings.push(timing);
@@ -179,11 +180,9 @@ impl OnDevice for Bench {
         };
         Ok(Report {
             kind: match self.kind {
-                BenchKind::Kernels => "kernels",
-                BenchKind::Rollout => "rollout",
                 BenchKind::Update => "update",
                 BenchKind::Step => "step",
-                BenchKind::Decode => "decode",
+                _ => "decode",
             },
             device: bed.session.engine.device.name(),
             workload: w,
@@ -229,6 +228,7 @@ impl<D: HalfLayers> Bed<D> {
             reference_rows: wants_reference(&credit, config),
             training,
             tokens_per_batch: config.train.tokens_per_batch,
+            pages: kv_pages(config, &shape, device.memory_kind())?,
         };
         let session = Session::open(device, config, &dir, &demand, adapters)?;
         max_rows = session.engine.capacity.rows;
@@ -277,6 +277,10 @@ impl<D: HalfLayers> Bed<D> {
         phases: &mut Vec<(&'static str, f64)>,
     ) -> Result<Vec<Completion>> {
         let w = &self.workload;
+        let sampling = Arc::new(Sampling {
+            stop_ids: Vec::new(),
+            ..self.session.sampling(&self.config)
+        });
         let requests: Vec<Request> = self
             .prompts
             .iter()
@@ -285,29 +289,26 @@ impl<D: HalfLayers> Bed<D> {
                 adapter: w.adapted.then_some(POLICY),
                 prompt_ids: ids.clone(),
                 samples: 0..w.group_size as u32,
+                sampling: sampling.clone(),
                 seed: self.config.train.seed,
                 purpose: Purpose::Rollout,
                 step: run as u64,
                 problem: i as u64,
             })
             .collect();
-        let sampling = Sampling {
-            stop_ids: Vec::new(),
-            ..self.session.sampling(&self.config)
-        };
+        // What an earlier run computed is not to be found again.
+        self.session.kv.pages.prefixes.clear();
         let start = Instant::now();
         let (first_wave, mut seen, mut prefill) = (w.sequences(), 0, 0.0);
-        let completions = self
-            .session
-            .generate(&requests, &sampling, &[], &mut |event| {
-                if let Event::Token { .. } = event {
-                    seen += 1;
-                    if seen == first_wave {
-                        prefill = start.elapsed().as_secs_f64();
-                    }
+        let completions = self.session.generate(requests, &mut |event| {
+            if let Event::Token { .. } = event {
+                seen += 1;
+                if seen == first_wave {
+                    prefill = start.elapsed().as_secs_f64();
                 }
-                Ok(())
-            })?;
+            }
+            Ok(())
+        })?;
         phases.push(("prefill", prefill));
         phases.push(("decode", start.elapsed().as_secs_f64() - prefill));
         Ok(completions)
@@ -463,7 +464,7 @@ impl Report {
 
 /// Seconds that this process's threads have been on a core, where the system
 /// tells (Linux).
-fn cpu_seconds() -> Option<f64> {
+pub(super) fn cpu_seconds() -> Option<f64> {
     let mut nanoseconds = 0u64;
     for task in std::fs::read_dir("/proc/self/task").ok()? {
         let text = std::fs::read_to_string(task.ok()?.path().join("schedstat")).ok()?;

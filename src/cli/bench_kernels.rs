@@ -100,13 +100,16 @@ impl OnDevice for Kernels<'_> {
 }
 
 /// What this device reaches at best.
-struct Roof {
-    flops: f64,
-    bytes: f64,
+pub(super) struct Roof {
+    /// Operations a second.
+    pub flops: f64,
+    /// Bytes read and written a second.
+    pub bytes: f64,
 }
 
 impl Roof {
-    fn measure<D: HalfLayers>(device: &D, ctx: &Ctx<D>, n: usize) -> Result<Roof> {
+    /// Of a product and a copy of n by n elements and more.
+    pub(super) fn measure<D: HalfLayers>(device: &D, ctx: &Ctx<D>, n: usize) -> Result<Roof> {
         let batch = device.new_batch(BatchCapacity {
             rows: 1,
             segments: 1,

@@ -11,7 +11,7 @@ use crate::model::half_layer::HalfLayers;
 use crate::tokenizer::Tokenizer;
 use crate::train::evaluate::{EvalRow, evaluate, table};
 use crate::train::session::{
-    AdapterSource, Demand, OnDevice, Session, fit_context, model_dir, on_device,
+    AdapterSource, Demand, OnDevice, Session, fit_context, kv_pages, model_dir, on_device,
 };
 use crate::train::setup::{data_path, load_prompts};
 use crate::train::step::Prompts;
@@ -87,6 +87,7 @@ impl OnDevice for Evaluation<'_> {
             group: config.eval.samples,
             sampled: problems.len() * config.eval.samples * models.len(),
             tokens_per_batch: config.train.tokens_per_batch,
+            pages: kv_pages(config, &shape, device.memory_kind())?,
             ..Demand::default()
         };
         let mut session = Session::open(device, config, &dir, &demand, adapters)?;

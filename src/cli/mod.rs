@@ -6,6 +6,7 @@ mod rows;
 
 pub mod bench;
 pub mod bench_kernels;
+pub mod bench_rollout;
 pub mod eval;
 pub mod generate;
 pub mod grade;

@@ -13,7 +13,7 @@ use crate::device::memory::{MemoryKind, Role};
 use crate::model::adapter::AdapterLayout;
 use crate::model::config::ModelShape;
 use crate::model::plan::{Plan, WeightTypes};
-use crate::train::session::{AdapterSource, DECODE_ROWS, Demand, device_memory, model_dir};
+use crate::train::session::{AdapterSource, DECODE_ROWS, Demand, device_memory, kv_pages, model_dir};
 use crate::train::setup::{data_path, initial_adapter, training_demand};
 
 /// Runs the verb.
@@ -65,12 +65,17 @@ impl Planning {
             Some(_) => DECODE_ROWS,
         };
         let longest = config.data.max_prompt_length;
+        let demand = Demand {
+            pages: kv_pages(config, &shape, kind)?,
+            ..training_demand(config, &credit, longest, held_out)
+        };
+        demand.check_pages(config)?;
         Ok(Planning {
             kind,
             types: WeightTypes::read(&dir, &shape)?,
             shape,
             layouts,
-            demand: training_demand(config, &credit, longest, held_out),
+            demand,
         })
     }
 

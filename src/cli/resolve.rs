@@ -91,10 +91,11 @@ impl TrainArgs {
 }
 
 /// Keys that a resumed run may change: how long, how often, where, what is kept.
-const RESUMABLE: [&str; 8] = [
+const RESUMABLE: [&str; 9] = [
     "train.steps",
     "train.device",
     "train.tokens_per_batch",
+    "rollout.kv_memory",
     "train.eval_every",
     "train.save_every",
     "eval.samples",

@@ -152,6 +152,9 @@ pub struct RolloutConfig {
     /// Most extra rounds of sampling that replace groups whose rewards are all
     /// equal (0 = off).
     pub refill_zero_variance: usize,
+    /// Memory for keys and values, such as `4G`; samples wait or step back where
+    /// it is short. Empty: what all samples side by side may need.
+    pub kv_memory: String,
 }
 
 impl Default for RolloutConfig {
@@ -167,6 +170,7 @@ impl Default for RolloutConfig {
             allow_truncated_sampling: false,
             mask_truncated: false,
             refill_zero_variance: 0,
+            kv_memory: String::new(),
         }
     }
 }

@@ -4,6 +4,7 @@ use std::fmt::Display;
 
 use super::keys::check_name;
 use super::*;
+use crate::model::plan::parse_bytes;
 use crate::reward::external;
 
 /// Refuses `key = given` unless `ok`, saying what it must be.
@@ -198,7 +199,13 @@ impl RolloutConfig {
             "rollout.stop",
             "[.., \"\", ..]",
             "an empty stop string would end every completion at once",
-        )
+        )?;
+        match self.kv_memory.as_str() {
+            "" => Ok(()),
+            text => parse_bytes(text)
+                .map(|_| ())
+                .map_err(|e| UsageError::new(format!("rollout.kv_memory: {e}"))),
+        }
     }
 }
 

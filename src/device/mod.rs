@@ -144,7 +144,7 @@ pub struct BatchCapacity {
     pub rows: usize,
     pub segments: usize,
     pub pairs: usize,
-    /// KV pages that sequences may hold together.
+    /// Entries of all page tables together.
     pub pages: usize,
 }
 

@@ -24,6 +24,17 @@ use crate::ops::sample::{SampleRequest, Sampled};
 pub struct Resident<D: Ops> {
     pub layout: AdapterLayout,
     pub params: D::Buf<f32>,
+    /// How often the parameters were set.
+    version: u64,
+}
+
+/// What keys and values were computed with. Where it differs, they are void.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KvVersion {
+    /// How often other phases had the pages' memory.
+    pub epoch: u64,
+    /// State of the adapter.
+    pub adapter: u64,
 }
 
 /// What the head says of a batch's pairs, and the residual norms of its
@@ -55,6 +66,8 @@ pub struct Engine<D: HalfLayers> {
     region: D::Region,
     /// Whose contents the overlaid buffers hold.
     phase: Phase,
+    /// See [`KvVersion`].
+    kv_epoch: u64,
 }
 
 impl<D: HalfLayers> Engine<D> {
@@ -109,6 +122,7 @@ impl<D: HalfLayers> Engine<D> {
             plan,
             region,
             phase: Phase::Forward,
+            kv_epoch: 0,
             device,
         })
     }
@@ -136,12 +150,22 @@ impl<D: HalfLayers> Engine<D> {
         }
         self.phase = phase;
         if self.plan.kind.overlays() {
+            self.kv_epoch += u64::from(phase != Phase::Forward);
             for (offset, bytes) in self.plan.cleared(phase) {
                 self.device
                     .clear(&self.ctx(), &self.region, offset, bytes)?;
             }
         }
         Ok(())
+    }
+
+    /// What keys and values computed now under an adapter are good for.
+    pub fn kv_version(&self, adapter: Option<AdapterId>) -> KvVersion {
+        let resident = adapter.map(|id| &self.residents[id.0 as usize]);
+        KvVersion {
+            epoch: self.kv_epoch,
+            adapter: resident.map_or(0, |r| r.version),
+        }
     }
 
     pub fn shape(&self) -> &ModelShape {
@@ -172,6 +196,7 @@ impl<D: HalfLayers> Engine<D> {
         self.residents.push(Resident {
             layout,
             params: buf,
+            version: 0,
         });
         self.sync(id)?;
         Ok(id)
@@ -227,7 +252,8 @@ impl<D: HalfLayers> Engine<D> {
     }
 
     fn sync(&mut self, id: AdapterId) -> Result<()> {
-        let resident = &self.residents[id.0 as usize];
+        let resident = &mut self.residents[id.0 as usize];
+        resident.version += 1;
         let ctx = Ctx {
             stream: &self.stream,
         };

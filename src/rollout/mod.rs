@@ -1,29 +1,41 @@
-//! Rollout: from prompts to completions, in batches.
+//! Rollout: from prompts to completions, in batches that are never full of
+//! waiting.
 //!
-//! A request is one prompt and some samples of it under one adapter. Its
-//! prompt is prefilled once; the samples share the prompt's full pages and
-//! copy its last, partly filled one. Requests wait until their pages are free;
-//! samples leave as they finish. Which requests run beside each other changes
-//! no token and no log-prob.
+//! A [`Request`] is one prompt and some samples of it under one adapter.
+//! [`Rollout::step`] runs one forward: a row for every running sample of every
+//! request, and beside them a chunk of the next prompts ([`scheduler`]). A
+//! prompt is computed once for its samples, which share its KV pages ([`pages`])
+//! and copy the last, partly filled one when they first write into it; full
+//! pages of prompts are found again by later requests while the adapter is the
+//! same ([`prefix`]). A request is handed over as soon as its last sample has
+//! ended, while the others go on.
+//!
+//! Which requests run beside each other, how prompts are cut into chunks, and
+//! who had to step back for want of pages changes no token and no log-prob: on
+//! the CPU not one bit.
 
 pub mod pages;
+pub mod prefix;
+pub mod scheduler;
+mod sequence;
+pub mod stats;
 pub mod stop;
 
-use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Instant;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context as _, Result};
 
 use crate::episode::{AdapterId, FinishReason};
-use crate::model::batch::{Batch, PageTable, Segment};
 use crate::model::buffers::KvCache;
 use crate::model::engine::Engine;
 use crate::model::half_layer::HalfLayers;
 use crate::ops::decode::PAGE;
-use crate::ops::sample::{SampleRequest, Sampled};
-use crate::rng::{Purpose, stream_key};
+use crate::rng::Purpose;
+use crate::tokenizer::Tokenizer;
 
-use pages::{Lease, PagePool};
+use scheduler::{Limits, Pages, Scheduler};
+use stats::RolloutStats;
 use stop::StopStrings;
 
 /// How tokens are drawn and when a completion ends.
@@ -37,6 +49,8 @@ pub struct Sampling {
     /// Most tokens of a completion, the stop id included.
     pub max_tokens: usize,
     pub stop_ids: Vec<u32>,
+    /// Texts that end a completion; they need a tokenizer.
+    pub stop: Arc<[String]>,
 }
 
 /// Samples of one prompt.
@@ -46,6 +60,7 @@ pub struct Request {
     pub prompt_ids: Vec<u32>,
     /// Sample indices, part of the random key.
     pub samples: std::ops::Range<u32>,
+    pub sampling: Arc<Sampling>,
     /// The rest of the key: see [`crate::rng`].
     pub seed: u64,
     pub purpose: Purpose,
@@ -56,7 +71,7 @@ pub struct Request {
 /// A finished sample.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Completion {
-    /// Index into the requests.
+    /// Index of the request, by order of submission.
     pub request: usize,
     pub sample: u32,
     pub ids: Vec<u32>,
@@ -65,6 +80,7 @@ pub struct Completion {
 }
 
 /// What a rollout reports while it runs.
+#[derive(Debug)]
 pub enum Event<'a> {
     /// A sample's next token.
     Token {
@@ -74,329 +90,146 @@ pub enum Event<'a> {
     },
     /// A sample has ended.
     Finished(&'a Completion),
+    /// All samples of a request have ended: here they are, by sample.
+    Complete {
+        request: usize,
+        completions: Vec<Completion>,
+    },
 }
 
-/// Pages that `samples` completions of a prompt need.
-pub fn pages_needed(prompt: usize, samples: usize, max_tokens: usize) -> usize {
-    prompt.div_ceil(PAGE) + samples * own_pages(prompt, max_tokens)
+/// Pages that hold so many positions.
+pub fn pages_of(positions: usize) -> usize {
+    positions.div_ceil(PAGE)
 }
 
-/// Pages of one sample beside the prompt's full ones: the copied last page and
-/// what follows.
-fn own_pages(prompt: usize, max_tokens: usize) -> usize {
-    (prompt + max_tokens).div_ceil(PAGE) - prompt / PAGE
+/// A device's KV pages with what is known of their contents. It outlives the
+/// rollouts, so that prompts' pages are found again.
+pub struct KvStore<D: HalfLayers> {
+    pub cache: KvCache<D>,
+    pub pages: Pages,
 }
 
-/// A sample being drawn.
-struct Sequence {
-    request: usize,
-    sample: u32,
-    key: u64,
-    adapter: Option<AdapterId>,
-    prompt: usize,
-    table: PageTable,
-    ids: Vec<u32>,
-    logprobs: Vec<f32>,
-    stop: Option<StopStrings>,
-    /// Held until the sample ends; the prompt's until its last sample ends.
-    _own: Lease,
-    _group: Arc<Lease>,
+impl<D: HalfLayers> KvStore<D> {
+    pub fn new(cache: KvCache<D>) -> Self {
+        KvStore {
+            pages: Pages::new(cache.pages),
+            cache,
+        }
+    }
 }
 
-/// Draw all requests' samples; results in order of request, then sample.
-/// `stop` makes a matcher per sample where there are stop strings.
+/// Requests on their way through an engine.
+pub struct Rollout<'a, D: HalfLayers> {
+    engine: &'a mut Engine<D>,
+    store: &'a mut KvStore<D>,
+    tokenizer: Option<Arc<Tokenizer>>,
+    scheduler: Scheduler,
+}
+
+impl<'a, D: HalfLayers> Rollout<'a, D> {
+    /// `tokenizer` is for stop strings.
+    pub fn new(
+        engine: &'a mut Engine<D>,
+        store: &'a mut KvStore<D>,
+        tokenizer: Option<Arc<Tokenizer>>,
+    ) -> Self {
+        let limits = Limits::of(&engine.capacity);
+        Rollout {
+            engine,
+            store,
+            tokenizer,
+            scheduler: Scheduler::new(limits),
+        }
+    }
+
+    /// Prompts in chunks of at most so many rows beside the decode rows.
+    pub fn with_prefill_rows(mut self, rows: usize) -> Self {
+        self.scheduler.set_prefill_rows(rows);
+        self
+    }
+
+    /// Queue a request; its index.
+    ///
+    /// # Errors
+    /// A request that could never be served, or whose stop strings nobody can
+    /// read.
+    pub fn submit(&mut self, request: Request) -> Result<usize> {
+        let strings = request.sampling.stop.clone();
+        let matcher = match strings.iter().all(String::is_empty) {
+            true => None,
+            false => Some(
+                self.tokenizer
+                    .clone()
+                    .context("stop strings need a tokenizer: the model has no tokenizer.json")?,
+            ),
+        };
+        let stop = || {
+            let tokenizer = matcher.clone()?;
+            Some(StopStrings::new(tokenizer, strings.clone()))
+        };
+        let version = self.engine.kv_version(request.adapter);
+        self.scheduler
+            .submit(request, version, &self.store.pages, &stop)
+    }
+
+    /// End samples before their time: all of a request, or one.
+    pub fn cancel(
+        &mut self,
+        request: usize,
+        sample: Option<u32>,
+        events: &mut dyn FnMut(Event) -> Result<()>,
+    ) -> Result<()> {
+        self.scheduler.cancel(request, sample, events)
+    }
+
+    /// One forward. False, and nothing is done, when all samples have ended.
+    pub fn step(&mut self, events: &mut dyn FnMut(Event) -> Result<()>) -> Result<bool> {
+        let start = Instant::now();
+        let Some(forward) = self.scheduler.plan(&mut self.store.pages)? else {
+            return Ok(false);
+        };
+        for &(from, to) in &forward.copies {
+            self.engine.copy_page(&mut self.store.cache, from, to)?;
+        }
+        let (batch, asked, taken) = forward.split();
+        let drawn = self
+            .engine
+            .run_paged(batch, &mut self.store.cache, &asked)?;
+        let seconds = start.elapsed().as_secs_f64();
+        self.scheduler
+            .advance(taken, &drawn, seconds, &mut self.store.pages, events)?;
+        Ok(true)
+    }
+
+    /// Step until all samples have ended.
+    pub fn run(&mut self, events: &mut dyn FnMut(Event) -> Result<()>) -> Result<()> {
+        while self.step(events)? {}
+        Ok(())
+    }
+
+    pub fn stats(&self) -> &RolloutStats {
+        self.scheduler.stats()
+    }
+}
+
+/// Draw all requests' samples; results in order of request, then sample. Events
+/// but for [`Event::Complete`] are passed on.
 pub fn generate<D: HalfLayers>(
-    engine: &mut Engine<D>,
-    cache: &mut KvCache<D>,
-    requests: &[Request],
-    sampling: &Sampling,
-    stop: &dyn Fn() -> Option<StopStrings>,
+    rollout: &mut Rollout<D>,
+    requests: Vec<Request>,
     events: &mut dyn FnMut(Event) -> Result<()>,
 ) -> Result<Vec<Completion>> {
-    let pool = PagePool::new(cache.pages);
-    let most_rows = engine.capacity.rows.min(engine.capacity.segments);
-    let mut waiting: VecDeque<usize> = (0..requests.len())
-        .filter(|&i| !requests[i].samples.is_empty())
-        .collect();
-    let mut running: Vec<Sequence> = Vec::new();
-    let mut done: Vec<Completion> = Vec::new();
-    ensure!(
-        sampling.max_tokens > 0,
-        "a completion needs at least one token"
-    );
-
-    while !waiting.is_empty() || !running.is_empty() {
-        let mut admitted = Vec::new();
-        let mut rows = running.len();
-        while let Some(&index) = waiting.front() {
-            let request = &requests[index];
-            let (prompt, samples) = (request.prompt_ids.len(), request.samples.len());
-            ensure!(prompt > 0, "request {index} has an empty prompt");
-            let needed = pages_needed(prompt, samples, sampling.max_tokens);
-            ensure!(
-                needed <= pool.total() && samples <= most_rows,
-                "request {index}: a prompt of {prompt} tokens with {samples} samples of up to {} \
-                 needs {needed} KV pages and {samples} rows; there are {} pages and {most_rows} rows",
-                sampling.max_tokens,
-                pool.total()
-            );
-            if rows + samples > most_rows {
-                break;
-            }
-            let Some(group) = pool.take(prompt.div_ceil(PAGE)) else {
-                break;
-            };
-            let own: Option<Vec<Lease>> = (0..samples)
-                .map(|_| pool.take(own_pages(prompt, sampling.max_tokens)))
-                .collect();
-            // A group comes in whole or waits: its pages go back on drop.
-            let Some(own) = own else { break };
-            rows += samples;
-            waiting.pop_front();
-            admitted.push((index, group, own));
-        }
-        if !admitted.is_empty() {
-            let fresh = prefill(
-                engine, cache, requests, sampling, admitted, stop, events, &mut done,
-            )?;
-            running.extend(fresh);
-            // Rows of one adapter stand together, so that their LoRA terms are one product.
-            running.sort_by_key(|s| s.adapter);
-        }
-        if running.is_empty() {
-            ensure!(
-                waiting.is_empty() || !done.is_empty(),
-                "no request could be admitted"
-            );
-            continue;
-        }
-        decode_step(engine, cache, sampling, &mut running, events, &mut done)?;
+    for request in requests {
+        rollout.submit(request)?;
     }
-    done.sort_by_key(|c| (c.request, c.sample));
-    Ok(done)
-}
-
-/// Prefill the admitted prompts, in as few forwards as the rows allow, and
-/// draw every sample's first token.
-#[allow(clippy::too_many_arguments)]
-fn prefill<D: HalfLayers>(
-    engine: &mut Engine<D>,
-    cache: &mut KvCache<D>,
-    requests: &[Request],
-    sampling: &Sampling,
-    admitted: Vec<(usize, Lease, Vec<Lease>)>,
-    stop: &dyn Fn() -> Option<StopStrings>,
-    events: &mut dyn FnMut(Event) -> Result<()>,
-    done: &mut Vec<Completion>,
-) -> Result<Vec<Sequence>> {
-    let most_rows = engine.capacity.rows;
-    let mut fresh = Vec::new();
-    let mut queue: VecDeque<_> = admitted.into();
-    while !queue.is_empty() {
-        let mut batch = Batch::default();
-        let mut asked = Vec::new();
-        let mut filled = Vec::new();
-        while let Some((index, group, own)) = queue.pop_front() {
-            let request = &requests[index];
-            let room = most_rows - batch.rows();
-            let prompt = &request.prompt_ids;
-            let full = batch.segments.len() == engine.capacity.segments;
-            if prompt.len() > room || full {
-                if !batch.tokens.is_empty() {
-                    queue.push_front((index, group, own));
-                    break;
-                }
-                // Longer than any forward: all but the end goes ahead in chunks.
-                let last = prompt.len() - (prompt.len() - 1) % most_rows - 1;
-                for start in (0..last).step_by(most_rows) {
-                    let mut chunk = Batch::default();
-                    push_rows(
-                        &mut chunk,
-                        &prompt[start..start + most_rows],
-                        start,
-                        request.adapter,
-                        group.pages(),
-                    );
-                    engine.run_paged(chunk, cache, &[])?;
-                }
-                push_rows(
-                    &mut batch,
-                    &prompt[last..],
-                    last,
-                    request.adapter,
-                    group.pages(),
-                );
-            } else {
-                push_rows(&mut batch, prompt, 0, request.adapter, group.pages());
-            }
-            let row = batch.rows() as u32 - 1;
-            for sample in request.samples.clone() {
-                let key = stream_key(
-                    request.seed,
-                    request.purpose,
-                    request.step,
-                    request.problem,
-                    sample as u64,
-                );
-                asked.push(sample_request(sampling, row, key, 0));
-            }
-            filled.push((index, group, own));
+    let mut all = Vec::new();
+    rollout.run(&mut |event| match event {
+        Event::Complete { completions, .. } => {
+            all.extend(completions);
+            Ok(())
         }
-        let drawn = engine.run_paged(batch, cache, &asked)?;
-        let mut drawn = asked.iter().zip(drawn);
-        for (index, group, own) in filled {
-            let request = &requests[index];
-            let prompt = request.prompt_ids.len();
-            let full = prompt / PAGE;
-            let shared: Arc<[u32]> = group.pages()[..full].into();
-            let group = Arc::new(group);
-            for (sample, lease) in request.samples.clone().zip(own) {
-                if !prompt.is_multiple_of(PAGE) {
-                    engine.copy_page(cache, group.pages()[full], lease.pages()[0])?;
-                }
-                let mut sequence = Sequence {
-                    request: index,
-                    sample,
-                    key: 0,
-                    adapter: request.adapter,
-                    prompt,
-                    table: PageTable {
-                        group: shared.clone(),
-                        own: lease.pages().to_vec(),
-                    },
-                    ids: Vec::new(),
-                    logprobs: Vec::new(),
-                    stop: stop(),
-                    _own: lease,
-                    _group: group.clone(),
-                };
-                let (asked, token) = drawn.next().context("a sample got no token")?;
-                sequence.key = asked.key;
-                if let Some(sequence) = accept(sequence, token, sampling, events, done)? {
-                    fresh.push(sequence);
-                }
-            }
-        }
-    }
-    Ok(fresh)
-}
-
-fn push_rows(
-    batch: &mut Batch,
-    tokens: &[u32],
-    first: usize,
-    adapter: Option<AdapterId>,
-    pages: &[u32],
-) {
-    let start = batch.rows();
-    batch.tokens.extend_from_slice(tokens);
-    batch
-        .positions
-        .extend((first..first + tokens.len()).map(|p| p as u32));
-    batch.segments.push(Segment {
-        rows: start..batch.rows(),
-        prefix: Vec::new(),
-        adapter,
-    });
-    batch.pages.push(PageTable {
-        group: pages.into(),
-        own: Vec::new(),
-    });
-}
-
-/// One token for every running sample.
-fn decode_step<D: HalfLayers>(
-    engine: &mut Engine<D>,
-    cache: &mut KvCache<D>,
-    sampling: &Sampling,
-    running: &mut Vec<Sequence>,
-    events: &mut dyn FnMut(Event) -> Result<()>,
-    done: &mut Vec<Completion>,
-) -> Result<()> {
-    let mut batch = Batch::default();
-    let mut asked = Vec::with_capacity(running.len());
-    for (row, s) in running.iter().enumerate() {
-        // A running sample has at least one token, and the last one has not
-        // been through the model yet.
-        let last = *s.ids.last().context("a running sample has no token")?;
-        batch.tokens.push(last);
-        batch.positions.push((s.prompt + s.ids.len() - 1) as u32);
-        batch.segments.push(Segment {
-            rows: row..row + 1,
-            prefix: Vec::new(),
-            adapter: s.adapter,
-        });
-        batch.pages.push(s.table.clone());
-        asked.push(sample_request(
-            sampling,
-            row as u32,
-            s.key,
-            s.ids.len() as u32,
-        ));
-    }
-    let drawn = engine.run_paged(batch, cache, &asked)?;
-    let mut still = Vec::with_capacity(running.len());
-    for (sequence, token) in running.drain(..).zip(drawn) {
-        if let Some(sequence) = accept(sequence, token, sampling, events, done)? {
-            still.push(sequence);
-        }
-    }
-    *running = still;
-    Ok(())
-}
-
-fn sample_request(sampling: &Sampling, row: u32, key: u64, position: u32) -> SampleRequest {
-    SampleRequest {
-        row,
-        key,
-        position,
-        temperature: sampling.temperature,
-        top_p: sampling.top_p,
-        top_k: sampling.top_k as u32,
-        min_p: sampling.min_p,
-    }
-}
-
-/// Add a token; a sample that ends thereby moves to `done` and frees its pages.
-fn accept(
-    mut s: Sequence,
-    drawn: Sampled,
-    sampling: &Sampling,
-    events: &mut dyn FnMut(Event) -> Result<()>,
-    done: &mut Vec<Completion>,
-) -> Result<Option<Sequence>> {
-    if drawn.invalid {
-        bail!(
-            "request {}, sample {}: the logits of token {} are NaN or infinite",
-            s.request,
-            s.sample,
-            s.ids.len()
-        );
-    }
-    s.ids.push(drawn.token);
-    s.logprobs.push(drawn.logprob);
-    events(Event::Token {
-        request: s.request,
-        sample: s.sample,
-        token: drawn.token,
+        event => events(event),
     })?;
-    let stopped = sampling.stop_ids.contains(&drawn.token)
-        || s.stop.as_mut().is_some_and(|m| m.push(drawn.token));
-    let finish = if stopped {
-        FinishReason::Stop
-    } else if s.ids.len() >= sampling.max_tokens {
-        FinishReason::Length
-    } else {
-        return Ok(Some(s));
-    };
-    let completion = Completion {
-        request: s.request,
-        sample: s.sample,
-        ids: s.ids,
-        logprobs: s.logprobs,
-        finish,
-    };
-    events(Event::Finished(&completion))?;
-    done.push(completion);
-    Ok(None)
+    all.sort_by_key(|c| (c.request, c.sample));
+    Ok(all)
 }

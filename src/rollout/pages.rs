@@ -1,19 +1,35 @@
-//! KV pages as leases: taken many or none, given back on drop.
+//! KV pages as leases: taken many or none, given back when the last holder
+//! drops them.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 /// A pool of page numbers.
 #[derive(Clone)]
 pub struct PagePool {
-    free: Arc<Mutex<Vec<u32>>>,
+    state: Arc<Mutex<State>>,
     total: usize,
+}
+
+struct State {
+    free: Vec<u32>,
+    /// Fewest pages that were ever free since [`PagePool::reset_peak`].
+    least_free: usize,
+}
+
+/// One page in use. Whoever holds it may read it; who holds it alone may write.
+pub struct Page {
+    id: u32,
+    pool: PagePool,
 }
 
 impl PagePool {
     pub fn new(pages: usize) -> Self {
         PagePool {
-            // Taken from the end: low numbers first.
-            free: Arc::new(Mutex::new((0..pages as u32).rev().collect())),
+            state: Arc::new(Mutex::new(State {
+                // Taken from the end: low numbers first.
+                free: (0..pages as u32).rev().collect(),
+                least_free: pages,
+            })),
             total: pages,
         }
     }
@@ -24,44 +40,56 @@ impl PagePool {
 
     /// Pages nobody holds.
     pub fn free(&self) -> usize {
-        self.lock().len()
+        self.lock().free.len()
+    }
+
+    /// Most pages that were held at once since the last [`PagePool::reset_peak`].
+    pub fn peak(&self) -> usize {
+        self.total - self.lock().least_free
+    }
+
+    pub fn reset_peak(&self) {
+        let mut state = self.lock();
+        state.least_free = state.free.len();
     }
 
     /// `n` pages, or none at all.
-    pub fn take(&self, n: usize) -> Option<Lease> {
-        let mut free = self.lock();
-        let rest = free.len().checked_sub(n)?;
-        let pages = free.split_off(rest).into_iter().rev().collect();
-        drop(free);
-        Some(Lease {
-            pages,
-            pool: self.clone(),
-        })
+    pub fn take(&self, n: usize) -> Option<Vec<Arc<Page>>> {
+        let mut state = self.lock();
+        let rest = state.free.len().checked_sub(n)?;
+        let ids = state.free.split_off(rest);
+        state.least_free = state.least_free.min(rest);
+        drop(state);
+        let lease = |id| {
+            Arc::new(Page {
+                id,
+                pool: self.clone(),
+            })
+        };
+        Some(ids.into_iter().rev().map(lease).collect())
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<u32>> {
+    fn lock(&self) -> MutexGuard<'_, State> {
         // The list stays whole whatever a panicking holder did.
-        self.free.lock().unwrap_or_else(|e| e.into_inner())
+        self.state.lock().unwrap_or_else(|e| e.into_inner())
     }
 }
 
-/// Pages in use.
-pub struct Lease {
-    pages: Vec<u32>,
-    pool: PagePool,
-}
-
-impl Lease {
-    pub fn pages(&self) -> &[u32] {
-        &self.pages
+impl Page {
+    pub fn id(&self) -> u32 {
+        self.id
     }
 }
 
-impl Drop for Lease {
+impl Drop for Page {
     fn drop(&mut self) {
-        let pages = std::mem::take(&mut self.pages);
-        self.pool.lock().extend(pages.into_iter().rev());
+        self.pool.lock().free.push(self.id);
     }
+}
+
+/// Numbers of pages, in order.
+pub fn ids(pages: &[Arc<Page>]) -> Vec<u32> {
+    pages.iter().map(|p| p.id).collect()
 }
 
 #[cfg(test)]
@@ -74,14 +102,21 @@ mod tests {
         let a = pool.take(4).unwrap();
         let b = pool.take(6).unwrap();
         assert!(pool.take(1).is_none());
-        let mut all: Vec<u32> = a.pages().iter().chain(b.pages()).copied().collect();
+        let mut all = [ids(&a), ids(&b)].concat();
         all.sort_unstable();
         assert_eq!(all, (0..10).collect::<Vec<_>>());
         drop(a);
         assert_eq!(pool.free(), 4);
         assert!(pool.take(5).is_none());
         assert_eq!(pool.free(), 4);
+        // A page with two holders comes back with the second.
+        let shared = b[0].clone();
         drop(b);
+        assert_eq!(pool.free(), 9);
+        drop(shared);
         assert_eq!(pool.free(), 10);
+        assert_eq!(pool.peak(), 10);
+        pool.reset_peak();
+        assert_eq!(pool.peak(), 0);
     }
 }

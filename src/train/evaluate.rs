@@ -1,6 +1,7 @@
 //! Held-out accuracy: sampled and greedy, pass@k, maj@k, with standard errors.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
@@ -53,44 +54,44 @@ pub fn evaluate<D: HalfLayers>(
     prompts: &[Vec<u32>],
     models: &[(String, Option<AdapterId>)],
 ) -> Result<Vec<EvalRow>> {
-    let samples = config.eval.samples;
     let sampling = session.sampling(config);
     let sampled = sampling.temperature > 0.0;
     let tokenizer = session.tokenizer()?.clone();
-    let requests = |count: usize| -> Vec<Request> {
-        models
-            .iter()
-            .flat_map(|(_, adapter)| {
-                problems.iter().zip(prompts).map(|(p, ids)| Request {
-                    adapter: *adapter,
-                    prompt_ids: ids.clone(),
-                    samples: 0..count as u32,
-                    seed: config.train.seed,
-                    purpose: Purpose::Evaluation,
-                    step: 0,
-                    problem: p.key(),
-                })
+    let requests = |count: usize, sampling: Sampling| {
+        let sampling = Arc::new(sampling);
+        models.iter().flat_map(move |(_, adapter)| {
+            let sampling = sampling.clone();
+            problems.iter().zip(prompts).map(move |(p, ids)| Request {
+                adapter: *adapter,
+                prompt_ids: ids.clone(),
+                samples: 0..count as u32,
+                sampling: sampling.clone(),
+                seed: config.train.seed,
+                purpose: Purpose::Evaluation,
+                step: 0,
+                problem: p.key(),
             })
-            .collect()
-    };
-    let mut run = |count: usize, sampling: &Sampling| -> Result<Vec<Completion>> {
-        session.generate(
-            &requests(count),
-            sampling,
-            &config.rollout.stop,
-            &mut |_| Ok(()),
-        )
+        })
     };
     let greedy = Sampling {
         temperature: 0.0,
         ..sampling.clone()
     };
-    let greedy = run(1, &greedy)?;
     // At temperature 0 every sample is the greedy completion.
-    let (drawn, samples) = match sampled {
-        true => (run(samples, &sampling)?, samples),
-        false => (greedy.clone(), 1),
+    let samples = if sampled { config.eval.samples } else { 1 };
+    let mut all: Vec<Request> = requests(1, greedy).collect();
+    let per_kind = all.len();
+    if sampled {
+        all.extend(requests(samples, sampling));
+    }
+    let mut greedy = session.generate(all, &mut |_| Ok(()))?;
+    let mut drawn = match sampled {
+        true => greedy.split_off(per_kind),
+        false => greedy.clone(),
     };
+    if sampled {
+        drawn.iter_mut().for_each(|c| c.request -= per_kind);
+    }
 
     let grader = config.reward.grader();
     let judge = |c: &Completion| -> Result<Judged> {

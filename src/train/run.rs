@@ -26,7 +26,9 @@ use crate::train::metrics::{Metrics, MetricsWriter};
 use crate::train::optimizer::{Optimizer, learning_rate};
 use crate::train::progress::{Progress, StepLine};
 use crate::train::run_dir::{RunDir, replace_dir, write_atomic};
-use crate::train::session::{AdapterSource, OnDevice, Session, model_dir, on_device};
+use crate::train::session::{
+    AdapterSource, Demand, OnDevice, Session, kv_pages, model_dir, on_device,
+};
 use crate::train::setup::{data_path, initial_adapter, load_prompts, training_demand, updater};
 use crate::train::step::{Prompts, sample_groups};
 use crate::train::step_metrics::{completion_tokens, rollout_metrics, trace, update_metrics};
@@ -160,7 +162,10 @@ impl<D: HalfLayers> Trainer<D> {
         let layout = adapters[0].layout.clone();
         let longest = |p: &Prompts| p.ids.iter().map(Vec::len).max().unwrap_or(0);
         let longest_prompt = longest(&prompts).max(longest(&held_out));
-        let demand = training_demand(&config, &credit, longest_prompt, held_out.problems.len());
+        let demand = Demand {
+            pages: kv_pages(&config, &shape, device.memory_kind())?,
+            ..training_demand(&config, &credit, longest_prompt, held_out.problems.len())
+        };
         let session = Session::open(device, &config, &dir, &demand, adapters)?;
         let max_rows = session.engine.capacity.rows;
         let updater = updater(&config, &shape, POLICY, reference, max_rows)?;

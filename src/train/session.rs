@@ -15,15 +15,15 @@ use crate::device::memory::{Dtype, MemoryKind};
 use crate::device::{Device as _, Float};
 use crate::episode::AdapterId;
 use crate::model::adapter::AdapterLayout;
-use crate::model::buffers::KvCache;
 use crate::model::config::{Group, ModelShape};
 use crate::model::engine::Engine;
 use crate::model::half_layer::HalfLayers;
 use crate::model::peft;
-use crate::model::plan::{Capacity, Plan, WeightTypes, available_memory};
+use crate::model::plan::{Capacity, Plan, WeightTypes, available_memory, parse_bytes};
 use crate::model::weights::resolve_model;
-use crate::rollout::stop::StopStrings;
-use crate::rollout::{self, Completion, Event, Request, Sampling};
+use crate::ops::decode::{PAGE, page_elements};
+use crate::rollout::scheduler::PREFILL_ROWS;
+use crate::rollout::{self, Completion, Event, KvStore, Request, Rollout, Sampling, pages_of};
 use crate::tokenizer::{Tokenizer, stop_ids};
 use crate::train::packing::Packed;
 
@@ -152,6 +152,9 @@ pub struct Demand {
     pub reference_rows: bool,
     pub training: bool,
     pub tokens_per_batch: usize,
+    /// Most KV pages (none: as many as all samples side by side may need). See
+    /// [`kv_pages`].
+    pub pages: Option<usize>,
 }
 
 /// Most sequences decoded in one batch.
@@ -175,23 +178,59 @@ impl Demand {
             _ => (self.tokens_per_batch / copies).clamp(context.min(whole_step), whole_step),
         };
         let decode = self.sampled.min(decode_rows.max(self.group));
-        let prefill = match self.sampled {
-            0 => 0,
-            _ => self.tokens_per_batch.min(self.longest_prompt * 16).max(16),
-        };
-        let rows = (limit * copies).max(decode).max(prefill);
+        // The prompts of all groups that are decoded, or what a forward takes
+        // of them.
+        let groups = self.sampled.div_ceil(self.group.max(1)).min(decode);
+        let prefill = (groups * self.longest_prompt).min(PREFILL_ROWS);
+        let rows = (limit * copies).max(decode + prefill);
         let sequences = self.step_sequences + self.step_groups;
-        let pages_each = rollout::pages_needed(self.longest_prompt, 1, self.longest_completion);
+        let pages = self.pages_each() * decode;
         Capacity {
             rows,
             saved_rows: if self.training { limit } else { 0 },
             // A group cut over batches repeats its prompt.
-            segments: (2 * copies * sequences).max(decode).max(prefill.min(1024)),
+            segments: (2 * copies * sequences).max(decode),
             pairs: copies * (limit + sequences),
             grad_pairs: if self.training { limit + sequences } else { 0 },
             s_width: widths(layouts),
-            pages: pages_each * decode,
+            pages: self.pages.map_or(pages, |most| most.min(pages)),
+            sequences: decode,
             positions: context,
+        }
+    }
+
+    /// Pages of the longest sample. Its last token is drawn but never computed.
+    fn pages_each(&self) -> usize {
+        pages_of((self.longest_prompt + self.longest_completion).saturating_sub(1))
+    }
+
+    /// Refuse pages that are too few for one sample.
+    pub fn check_pages(&self, config: &Config) -> Result<(), UsageError> {
+        let each = self.pages_each();
+        match self.pages {
+            Some(pages) if self.sampled > 0 && pages < each => Err(UsageError::new(format!(
+                "rollout.kv_memory = {:?} holds {pages} KV pages of {PAGE} positions, and one sample of {} + {} \
+                 tokens needs {each}: raise it, or lower rollout.max_completion_length or data.max_prompt_length",
+                config.rollout.kv_memory, self.longest_prompt, self.longest_completion
+            ))),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// KV pages that `rollout.kv_memory` holds, where it is set.
+pub fn kv_pages(
+    config: &Config,
+    shape: &ModelShape,
+    kind: MemoryKind,
+) -> Result<Option<usize>, UsageError> {
+    match config.rollout.kv_memory.as_str() {
+        "" => Ok(None),
+        text => {
+            let bytes = parse_bytes(text)
+                .map_err(|e| UsageError::new(format!("rollout.kv_memory: {e}")))?;
+            let page = page_elements(shape) * shape.num_layers * kind.act().size();
+            Ok(Some((bytes / page as u64) as usize))
         }
     }
 }
@@ -222,6 +261,7 @@ pub fn capacity_of(batches: &[Packed], layouts: &[AdapterLayout]) -> Capacity {
         grad_pairs: most(&|p| p.batch.grad_pairs),
         s_width: widths(layouts),
         pages: 0,
+        sequences: 0,
         positions: most(&|p| {
             p.batch
                 .positions
@@ -240,7 +280,7 @@ fn widths(layouts: &[AdapterLayout]) -> [usize; 4] {
 /// A model with everything to run it.
 pub struct Session<D: HalfLayers> {
     pub engine: Engine<D>,
-    pub cache: KvCache<D>,
+    pub kv: KvStore<D>,
     pub tokenizer: Option<Arc<Tokenizer>>,
     pub stop_ids: Vec<u32>,
     /// As adapters name their base model.
@@ -271,6 +311,7 @@ impl<D: HalfLayers> Session<D> {
         adapters: Vec<AdapterSource>,
     ) -> Result<Self> {
         let layouts: Vec<AdapterLayout> = adapters.iter().map(|a| a.layout.clone()).collect();
+        demand.check_pages(config)?;
         let capacity = demand.capacity(&layouts);
         Session::with_capacity(device, config, dir, capacity, demand.training, adapters)
     }
@@ -299,7 +340,7 @@ impl<D: HalfLayers> Session<D> {
             bail!("this {}", refusal.trim_end());
         }
         let mut engine = Engine::with_plan(device, dir, plan)?;
-        let cache = engine.new_cache()?;
+        let kv = KvStore::new(engine.new_cache()?);
         for adapter in adapters {
             engine.add_adapter(adapter.layout, &adapter.params)?;
         }
@@ -309,7 +350,7 @@ impl<D: HalfLayers> Session<D> {
         };
         Ok(Session {
             engine,
-            cache,
+            kv,
             tokenizer,
             stop_ids: stop_ids(dir, &shape.eos_ids)?,
             base_name: match config.model.path.as_str() {
@@ -331,48 +372,41 @@ impl<D: HalfLayers> Session<D> {
 
     /// How `[rollout]` says tokens are drawn.
     pub fn sampling(&self, config: &Config) -> Sampling {
-        let r = &config.rollout;
-        Sampling {
-            temperature: r.temperature,
-            top_p: r.top_p,
-            top_k: r.top_k,
-            min_p: r.min_p,
-            max_tokens: r.max_completion_length,
-            stop_ids: self.stop_ids.clone(),
-        }
+        sampling(config, self.stop_ids.clone())
     }
 
-    /// Draw completions, with `stop` strings (from `rollout.stop`).
+    /// A rollout on this model, to be given requests.
+    pub fn rollout(&mut self) -> Rollout<'_, D> {
+        Rollout::new(&mut self.engine, &mut self.kv, self.tokenizer.clone())
+    }
+
+    /// Draw completions; see [`rollout::generate`].
     pub fn generate(
         &mut self,
-        requests: &[Request],
-        sampling: &Sampling,
-        stop: &[String],
+        requests: Vec<Request>,
         events: &mut dyn FnMut(Event) -> Result<()>,
     ) -> Result<Vec<Completion>> {
-        let strings: Arc<[String]> = stop.into();
-        let matcher = match stop.is_empty() {
-            true => None,
-            false => Some(self.tokenizer()?.clone()),
-        };
-        let make = || {
-            let tokenizer = matcher.clone()?;
-            Some(StopStrings::new(tokenizer, strings.clone()))
-        };
-        rollout::generate(
-            &mut self.engine,
-            &mut self.cache,
-            requests,
-            sampling,
-            &make,
-            events,
-        )
+        rollout::generate(&mut self.rollout(), requests, events)
     }
 
     /// Write an adapter in PEFT's format.
     pub fn save_adapter(&self, id: AdapterId, dir: &Path) -> Result<()> {
         let layout = &self.engine.adapter(id).layout;
         peft::save(dir, layout, &self.engine.params(id)?, &self.base_name)
+    }
+}
+
+/// How `[rollout]` says tokens are drawn, with a model's stop ids.
+pub fn sampling(config: &Config, stop_ids: Vec<u32>) -> Sampling {
+    let r = &config.rollout;
+    Sampling {
+        temperature: r.temperature,
+        top_p: r.top_p,
+        top_k: r.top_k,
+        min_p: r.min_p,
+        max_tokens: r.max_completion_length,
+        stop_ids,
+        stop: r.stop.clone().into(),
     }
 }
 

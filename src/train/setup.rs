@@ -135,6 +135,7 @@ pub fn training_demand(
         reference_rows: wants_reference(credit, config),
         training: true,
         tokens_per_batch: config.train.tokens_per_batch,
+        pages: None,
     }
 }
 

@@ -74,6 +74,7 @@ pub fn rollout_metrics(m: &mut Metrics, sampled: &Sampled, names: &[&str], confi
     );
     m.set("time/rollout", sampled.rollout.as_secs_f64());
     m.set("time/reward", sampled.reward.as_secs_f64());
+    m.set("time/reward_work", sampled.reward_work.as_secs_f64());
     m.set(
         "perf/rollout_tokens_per_second",
         sampled.tokens as f64 / sampled.rollout.as_secs_f64().max(1e-9),

@@ -204,6 +204,7 @@ pub fn engine<A: Float>(model: &Path, adapters: &[&AdapterLayout]) -> Engine<Cpu
         grad_pairs: 1024,
         s_width,
         pages: 64,
+        sequences: 0,
         positions: 128,
     };
     Engine::load(Cpu::<A>::new(), model, capacity, true).unwrap()

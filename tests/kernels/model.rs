@@ -48,6 +48,7 @@ fn engine<D: HalfLayers>(
         grad_pairs: 128,
         s_width: Group::ALL.map(|g| layout.s_width(g)),
         pages: 32,
+        sequences: 0,
         positions: 64,
     };
     let mut engine = Engine::load(device, model.path(), capacity, true).unwrap();

@@ -55,7 +55,7 @@ impl Buffer {
 
 const BATCH: &str = "train.tokens_per_batch";
 const STEP: &str = "train.tokens_per_batch, train.prompts_per_step, rollout.group_size or rollout.max_completion_length";
-const PAGES: &str = "rollout.group_size, train.prompts_per_step, rollout.max_completion_length or data.max_prompt_length";
+const PAGES: &str = "rollout.kv_memory, rollout.max_completion_length or data.max_prompt_length";
 
 /// Before the names of activations that a forward without saved rows uses
 /// where the others are not its to write.

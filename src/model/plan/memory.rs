@@ -10,6 +10,11 @@ pub fn peak_memory() -> Option<u64> {
     proc_kib("/proc/self/status", "VmHWM:")
 }
 
+/// Memory this process holds now, in bytes, where the system tells.
+pub fn resident_memory() -> Option<u64> {
+    proc_kib("/proc/self/status", "VmRSS:")
+}
+
 fn proc_kib(file: &str, key: &str) -> Option<u64> {
     let text = std::fs::read_to_string(file).ok()?;
     let line = text.lines().find(|l| l.starts_with(key))?;

@@ -18,10 +18,11 @@ use crate::device::{BatchCapacity, Device, Element};
 use crate::model::adapter::AdapterLayout;
 use crate::model::config::ModelShape;
 use crate::ops::cuda;
+use crate::rollout::pages_of;
 
 pub use buffers::{Buffer, EXACT, KV_PAGES, LIVE, Phase, noise_floor_rows};
 use layout::Layout;
-pub use memory::{available_memory, peak_memory};
+pub use memory::{available_memory, peak_memory, resident_memory};
 pub use table::parse_bytes;
 pub use weights::WeightTypes;
 
@@ -41,18 +42,33 @@ pub struct Capacity {
     pub s_width: [usize; 4],
     /// KV pages (of 16 positions).
     pub pages: usize,
+    /// Samples decoded side by side (0: what rows and segments allow).
+    pub sequences: usize,
     /// Longest context.
     pub positions: usize,
 }
 
 impl Capacity {
+    /// Samples decoded side by side.
+    pub fn sequences(&self) -> usize {
+        let most = self.rows.min(self.segments);
+        match self.sequences {
+            0 => most,
+            n => n.min(most),
+        }
+    }
+
     /// Of the batch descriptor.
     pub fn batch(&self) -> BatchCapacity {
         BatchCapacity {
             rows: self.rows,
             segments: self.segments,
             pairs: self.pairs,
-            pages: self.pages,
+            // A page that several samples share may be in the table of each.
+            pages: match self.pages {
+                0 => 0,
+                _ => self.sequences() * pages_of(self.positions),
+            },
         }
     }
 }

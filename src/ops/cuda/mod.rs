@@ -35,7 +35,7 @@ pub(crate) fn workspace_bytes(
     let (hidden, vocab) = (shape.hidden_size, shape.vocab_size);
     let samples = match capacity.pages {
         0 => 0,
-        _ => capacity.rows.min(capacity.segments),
+        _ => capacity.sequences(),
     };
     let mut most = logprob::workspace_bytes(capacity.pairs, hidden, vocab, false)
         .max(sample::workspace_bytes(samples, hidden, vocab));

@@ -1,0 +1,272 @@
+//! What a rollout bench found, as a table and as JSON.
+
+use serde_json::{Value, json};
+
+use super::{Timed, Workload};
+use crate::cli::bench_kernels::Roof;
+use crate::model::config::ModelShape;
+use crate::model::plan::peak_memory;
+
+/// Slices of the time in the histogram of live rows.
+const SLICES: usize = 20;
+
+pub struct Report {
+    pub(super) device: String,
+    pub(super) workload: Workload,
+    pub(super) lora_r: usize,
+    pub(super) pages: usize,
+    pub(super) page_bytes: usize,
+    /// Bytes of the model's weights.
+    pub(super) weights: f64,
+    pub(super) adapter_parameters: usize,
+    /// Bytes of a cached element.
+    pub(super) element: usize,
+    pub(super) roof: Roof,
+    pub(super) shape: ModelShape,
+    pub(super) soak: bool,
+    /// The first warms up where there are others.
+    pub(super) runs: Vec<Timed>,
+}
+
+impl Report {
+    fn counted(&self) -> &[Timed] {
+        match self.runs.len() {
+            1 => &self.runs,
+            _ => &self.runs[1..],
+        }
+    }
+
+    /// The run of median time.
+    fn median(&self) -> &Timed {
+        let mut sorted: Vec<&Timed> = self.counted().iter().collect();
+        sorted.sort_by(|a, b| a.seconds.total_cmp(&b.seconds));
+        sorted[sorted.len() / 2]
+    }
+
+    /// The last run, whose forwards are all on record.
+    fn last(&self) -> &Timed {
+        &self.runs[self.runs.len() - 1]
+    }
+
+    fn tokens(&self) -> usize {
+        self.workload.lengths.iter().sum()
+    }
+
+    fn prompt_tokens(&self) -> usize {
+        self.workload.prompts.iter().map(Vec::len).sum()
+    }
+
+    /// Least seconds of the last run's forwards, at the measured rates.
+    fn bound(&self) -> f64 {
+        let steps = self.last().stats.steps.iter();
+        steps
+            .map(|s| {
+                s.bound(
+                    &self.shape,
+                    self.weights,
+                    self.adapter_parameters,
+                    self.element,
+                    self.roof.flops,
+                    self.roof.bytes,
+                )
+            })
+            .sum()
+    }
+
+    /// Running samples in each of equal slices of the last run's time, on
+    /// average.
+    fn live_rows(&self) -> Vec<f64> {
+        let steps = &self.last().stats.steps;
+        let total: f64 = steps.iter().map(|s| s.seconds).sum();
+        let width = total / SLICES as f64;
+        let mut slices = vec![0.0; SLICES];
+        let mut start = 0.0;
+        for s in steps {
+            let end = start + s.seconds;
+            let first = ((start / width) as usize).min(SLICES - 1);
+            let last = ((end / width) as usize).min(SLICES - 1);
+            for (i, slice) in slices.iter_mut().enumerate().take(last + 1).skip(first) {
+                let (from, to) = (i as f64 * width, (i + 1) as f64 * width);
+                *slice += s.live as f64 * (end.min(to) - start.max(from)).max(0.0) / width;
+            }
+            start = end;
+        }
+        slices
+    }
+
+    /// Seconds to the first token: median, 99 % and the longest.
+    fn first_token(&self) -> [f64; 3] {
+        let mut sorted = self.last().stats.first_token_seconds.clone();
+        sorted.sort_by(f64::total_cmp);
+        let at = |share: f64| {
+            let index = (share * sorted.len().saturating_sub(1) as f64).round() as usize;
+            sorted.get(index).copied().unwrap_or(0.0)
+        };
+        [at(0.5), at(0.99), at(1.0)]
+    }
+
+    fn resident(&self) -> Option<[u64; 2]> {
+        let first = self.counted().first()?.resident?;
+        Some([first, self.last().resident?])
+    }
+
+    pub fn table(&self) -> String {
+        let (median, last) = (self.median(), self.last());
+        let stats = &last.stats;
+        let mib = |bytes: f64| bytes / f64::from(1 << 20);
+        let row = |what: &str, value: String| format!("{what:<14} {value}\n");
+        let counted = self.counted();
+        let fastest = counted.iter().map(|t| t.seconds).fold(f64::MAX, f64::min);
+        let rate = |tokens: usize| tokens as f64 / median.seconds;
+        let mut out = row("kind", format!("rollout ({})", self.workload.name));
+        out += &row("device", self.device.clone());
+        out += &row(
+            "workload",
+            format!("{}, LoRA r {}", self.workload.what, self.lora_r),
+        );
+        out += &row(
+            "seconds",
+            format!(
+                "{:.4} (median of {}, fastest {fastest:.4})",
+                median.seconds,
+                counted.len(),
+            ),
+        );
+        out += &row(
+            "tokens/s",
+            format!(
+                "{:.1} ({} new tokens; {:.1} with the prompts' {})",
+                rate(self.tokens()),
+                self.tokens(),
+                rate(self.tokens() + self.prompt_tokens()),
+                self.prompt_tokens()
+            ),
+        );
+        let [p50, p99, most] = self.first_token();
+        out += &row(
+            "first token",
+            format!("{p50:.4} s in the median, {p99:.4} s for 99 %, {most:.4} s at most"),
+        );
+        let live = self.live_rows();
+        let mean = live.iter().sum::<f64>() / SLICES as f64;
+        out += &row(
+            "live rows",
+            format!("{} (each column 5 % of the time; mean {mean:.1})", bars(&live)),
+        );
+        out += &row("", numbers(&live));
+        let bound = self.bound();
+        out += &row(
+            "bound",
+            format!(
+                "{bound:.4} s, of which {:.1} % was reached: sum over forwards of max(FLOPs / {:.3} TFLOP/s, \
+                 bytes / {:.1} GB/s), both measured",
+                100.0 * bound / last.seconds,
+                self.roof.flops / 1e12,
+                self.roof.bytes / 1e9
+            ),
+        );
+        out += &row(
+            "KV pages",
+            format!(
+                "{} of {} at most ({:.1} of {:.1} MiB); {} copied, stepped back {} times",
+                stats.peak_pages(),
+                self.pages,
+                mib((stats.peak_pages() * self.page_bytes) as f64),
+                mib((self.pages * self.page_bytes) as f64),
+                stats.copied_pages,
+                stats.preemptions
+            ),
+        );
+        out += &row(
+            "prefill",
+            format!(
+                "{} rows, {:.2} GFLOP; {} rows were found in pages, {} were computed again",
+                stats.prefill_rows,
+                stats.prefill_flops(&self.shape) / 1e9,
+                stats.reused_rows,
+                stats.recomputed_rows
+            ),
+        );
+        out += &row(
+            "forwards",
+            format!("{} ({} decode rows)", stats.steps.len(), stats.decode_rows),
+        );
+        if let Some(cpu) = median.cpu_seconds {
+            out += &row("cores in use", format!("{:.2}", cpu / median.seconds));
+        }
+        if let (true, Some([first, last])) = (self.soak, self.resident()) {
+            out += &row(
+                "resident MiB",
+                format!(
+                    "{:.1} after the first counted run, {:.1} after {} more",
+                    mib(first as f64),
+                    mib(last as f64),
+                    counted.len() - 1
+                ),
+            );
+        }
+        if let Some(peak) = peak_memory() {
+            out += &row("peak MiB", format!("{:.1}", mib(peak as f64)));
+        }
+        out
+    }
+
+    pub fn json(&self) -> Value {
+        let (median, last) = (self.median(), self.last());
+        let stats = &last.stats;
+        let (w, bound) = (&self.workload, self.bound());
+        let [p50, p99, most] = self.first_token();
+        json!({
+            "kind": "rollout",
+            "workload": w.name,
+            "device": self.device,
+            "tokens_per_second": self.tokens() as f64 / median.seconds,
+            "total_tokens_per_second": (self.tokens() + self.prompt_tokens()) as f64 / median.seconds,
+            "seconds": median.seconds,
+            "runs": self.counted().iter().map(|t| t.seconds).collect::<Vec<_>>(),
+            "cpu_seconds": median.cpu_seconds,
+            "peak_bytes": peak_memory(),
+            "resident_bytes": self.resident(),
+            "tokens": self.tokens(),
+            "prompt_tokens": self.prompt_tokens(),
+            "prompts": w.prompts.len(),
+            "group_size": w.group_size,
+            "prompt_lengths": w.prompts.iter().map(Vec::len).collect::<Vec<_>>(),
+            "lengths": w.lengths,
+            "first_token_seconds": { "p50": p50, "p99": p99, "max": most },
+            "live_rows": self.live_rows(),
+            "bound_seconds": bound,
+            "share_of_bound": bound / last.seconds,
+            "roof": { "flops_per_second": self.roof.flops, "bytes_per_second": self.roof.bytes },
+            "kv": {
+                "pages": self.pages,
+                "peak_pages": stats.peak_pages(),
+                "page_bytes": self.page_bytes,
+                "copied_pages": stats.copied_pages,
+                "preemptions": stats.preemptions,
+            },
+            "prefill": {
+                "rows": stats.prefill_rows,
+                "flops": stats.prefill_flops(&self.shape),
+                "reused_rows": stats.reused_rows,
+                "recomputed_rows": stats.recomputed_rows,
+            },
+            "decode_rows": stats.decode_rows,
+            "forwards": stats.steps.len(),
+        })
+    }
+}
+
+/// A column for each value.
+fn bars(values: &[f64]) -> String {
+    const BARS: [char; 9] = [' ', '▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
+    let most = values.iter().copied().fold(f64::MIN_POSITIVE, f64::max);
+    let bar = |v: &f64| BARS[(v / most * 8.0).ceil() as usize];
+    values.iter().map(bar).collect()
+}
+
+/// Every fourth value.
+fn numbers(values: &[f64]) -> String {
+    let shown: Vec<String> = values.iter().step_by(4).map(|v| format!("{v:.0}")).collect();
+    format!("{} .. at the start of every fourth", shown.join(", "))
+}
