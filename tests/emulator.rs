@@ -64,11 +64,72 @@ fn engine<D: HalfLayers>(device: D) -> Engine<D> {
 }
 
 fn sample<D: HalfLayers>(engine: &mut Engine<D>) -> Vec<Completion> {
+    sample_in(engine, requests(), 128).0
+}
+
+/// Completions, and how often somebody stepped back, in so many pages, all of
+/// which must come back.
+fn sample_in<D: HalfLayers>(
+    engine: &mut Engine<D>,
+    requests: Vec<Request>,
+    pages: usize,
+) -> (Vec<Completion>, usize) {
     let shape = engine.shape().clone();
-    let cache = KvCache::new(&engine.device, &shape, 128).unwrap();
+    let cache = KvCache::new(&engine.device, &shape, pages).unwrap();
     let mut store = KvStore::new(cache);
     let mut rollout = Rollout::new(engine, &mut store, None);
-    rollout::generate(&mut rollout, requests(), &mut |_| Ok(())).unwrap()
+    let done = rollout::generate(&mut rollout, requests, &mut |_| Ok(())).unwrap();
+    let stats = rollout.stats().clone();
+    drop(rollout);
+    assert!(stats.peak_pages() <= pages);
+    store.pages.prefixes.clear();
+    assert_eq!(store.pages.pool.free(), pages, "pages were lost");
+    (done, stats.preemptions)
+}
+
+/// Greedy samples in a pool that is too small for all of them: the emulator
+/// takes the tokens that the CPU takes, but where the two best logits are
+/// closer than the tolerance.
+#[test]
+fn greedy_tokens_with_a_margin() {
+    let greedy: Vec<Request> = requests()
+        .into_iter()
+        .map(|r| Request {
+            samples: 0..2,
+            sampling: Arc::new(Sampling {
+                temperature: 0.0,
+                max_tokens: 40,
+                stop_ids: Vec::new(),
+                ..(*r.sampling).clone()
+            }),
+            ..r
+        })
+        .collect();
+    let mut exact = engine(Cpu::<f32>::new());
+    let (want, _) = sample_in(&mut exact, greedy.clone(), 128);
+    let mut emulated = engine(Cuda::emulator(EmulatorSettings::default()).unwrap());
+    let (got, preemptions) = sample_in(&mut emulated, greedy.clone(), 9);
+    assert!(preemptions > 0);
+    assert_eq!(want.len(), got.len());
+    let mut same = 0;
+    for (want, got) in want.iter().zip(&got) {
+        let first = (0..want.ids.len().min(got.ids.len())).find(|&i| want.ids[i] != got.ids[i]);
+        same += first.unwrap_or(want.ids.len());
+        let Some(i) = first else {
+            assert_eq!(want.ids.len(), got.ids.len());
+            continue;
+        };
+        let mut batch = arca::model::batch::Batch::default();
+        let context = [&greedy[want.request].prompt_ids[..], &want.ids[..i]].concat();
+        batch.push_segment(&context, &[], None);
+        let vocab = exact.shape().vocab_size;
+        let (_, logits) = exact.logits(batch).unwrap();
+        let logits = &logits[(context.len() - 1) * vocab..];
+        let gap = logits[want.ids[i] as usize] - logits[got.ids[i] as usize];
+        assert!((0.0..TOLERANCE).contains(&gap), "token {i}: a gap of {gap}");
+    }
+    let all: usize = want.iter().map(|c| c.ids.len()).sum();
+    assert!(2 * same > all, "{same} of {all} tokens are the same");
 }
 
 /// Where the emulator draws another token than the CPU, the two best perturbed

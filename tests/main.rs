@@ -17,5 +17,6 @@ mod mutants;
 mod options;
 mod parity;
 mod resume;
+mod rollout;
 mod run;
 mod text;

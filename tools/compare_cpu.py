@@ -82,6 +82,15 @@ def workloads(dtypes):
                 "peers": [("HF generate", "generate", {"batch": 16, "prompt": 32, "new": 64})],
             }
         for shape in ("5m", "100m"):
+            yield {
+                "name": f"rollout-grpo {shape} {dtype}",
+                "what": "8 prompts of 64 x 8 completions of log-normal lengths up to 256, LoRA r 16; transformers "
+                "(without LoRA) in batches of 16 to the longest of each, tokens up to each length counted",
+                "shape": shape, "dtype": dtype, "batched": True, "repeats": 3 if shape == "5m" else 1,
+                "arca": ["rollout"],
+                "peers": [("HF generate", "generate", {"batch": 16, "prompt": 64, "lengths": None})],
+            }
+        for shape in ("5m", "100m"):
             peers = [("transformers", "generate", {"batch": 1, "prompt": 32, "new": 64})]
             if dtype == "f32":
                 peers.append(("candle", "candle", {"prompt": 32, "new": 64}))

@@ -71,7 +71,12 @@ impl Workload {
         let mut random = Stream::new(config.train.seed ^ 0x726f_6c6c);
         let vocab = shape.vocab_size as u32;
         let prompts = args.batch.or(args.prompts);
-        let sizes = [prompts, args.group_size, args.prompt_length, args.new_tokens];
+        let sizes = [
+            prompts,
+            args.group_size,
+            args.prompt_length,
+            args.new_tokens,
+        ];
         ensure!(
             !sizes.contains(&Some(0)) && args.repeats != Some(0),
             "a bench of nothing: every size must be at least 1"
@@ -111,13 +116,18 @@ impl Workload {
                 };
                 let of_prompts: Vec<usize> =
                     (0..count).map(|_| uniform(args.prompt_length)).collect();
-                let lengths: Vec<usize> = (0..count * k).map(|_| uniform(args.new_tokens)).collect();
+                let lengths: Vec<usize> =
+                    (0..count * k).map(|_| uniform(args.new_tokens)).collect();
                 Workload {
                     name: "offline",
                     what: format!(
                         "{count} prompts of {} tokens, {} of {} new tokens each",
                         spread(&of_prompts),
-                        if k == 1 { "one completion".into() } else { format!("{k} completions") },
+                        if k == 1 {
+                            "one completion".into()
+                        } else {
+                            format!("{k} completions")
+                        },
                         spread(&lengths)
                     ),
                     prompts: of_prompts.iter().map(|&n| ids(n, &mut random)).collect(),
@@ -197,9 +207,10 @@ impl OnDevice for Bench<'_> {
             };
             Roof::measure(&engine.device, &ctx, if large { 8192 } else { 512 })?
         };
-        let repeats = match args.workload {
-            RolloutWorkload::Grpo => args.repeats.unwrap_or(5),
-            RolloutWorkload::Offline => args.repeats.unwrap_or(1),
+        let (repeats, warm) = match (args.repeats, args.workload) {
+            (Some(n), _) => (n, true),
+            (None, RolloutWorkload::Grpo) => (5, true),
+            (None, RolloutWorkload::Offline) => (1, false),
         };
         let end = args.seconds.map(Duration::from_secs);
         let start = Instant::now();
@@ -209,9 +220,9 @@ impl OnDevice for Bench<'_> {
         for run in 0.. {
             let going = match end {
                 Some(end) => start.elapsed() < end || run < 2,
-                None => run <= repeats,
+                None => run < repeats + usize::from(warm),
             };
-            if !going || (repeats == 1 && end.is_none() && run == 1) {
+            if !going {
                 break;
             }
             let mut timed = sample(&mut session, config, &workload, run)?;

@@ -20,8 +20,7 @@ use crate::rng::{Purpose, hash_bytes};
 use crate::rollout::{Completion, Event, Request, Sampling};
 use crate::tokenizer::{Tokenizer, stop_ids};
 use crate::train::session::{
-    AdapterSource, Demand, OnDevice, Session, fit_context, kv_pages, model_dir, on_device,
-    sampling,
+    AdapterSource, Demand, OnDevice, Session, fit_context, kv_pages, model_dir, on_device, sampling,
 };
 
 /// Runs the verb.
@@ -160,7 +159,9 @@ fn of_row(row: &Row, common: &Sampling) -> Result<Sampling> {
         v => texts(v)
             .filter(|stops| stops.iter().all(|s| !s.is_empty()))
             .with_context(|| {
-                format!("{place}: stop is {v}, a text that is not empty or a list of them is expected")
+                format!(
+                    "{place}: stop is {v}, a text that is not empty or a list of them is expected"
+                )
             })?
             .into(),
     };
@@ -172,7 +173,9 @@ fn of_row(row: &Row, common: &Sampling) -> Result<Sampling> {
                 let id = |v: &Value| v.as_u64().and_then(|id| u32::try_from(id).ok());
                 ids.iter().map(id).collect()
             })
-            .with_context(|| format!("{place}: stop_ids is {v}, a list of token ids is expected"))?,
+            .with_context(|| {
+                format!("{place}: stop_ids is {v}, a list of token ids is expected")
+            })?,
     };
     let sampling = Sampling {
         temperature: number(
@@ -208,10 +211,7 @@ fn of_row(row: &Row, common: &Sampling) -> Result<Sampling> {
 fn texts(value: &Value) -> Option<Vec<String>> {
     match value {
         Value::String(one) => Some(vec![one.clone()]),
-        Value::Array(many) => many
-            .iter()
-            .map(|v| v.as_str().map(String::from))
-            .collect(),
+        Value::Array(many) => many.iter().map(|v| v.as_str().map(String::from)).collect(),
         _ => None,
     }
 }

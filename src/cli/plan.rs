@@ -13,7 +13,9 @@ use crate::device::memory::{MemoryKind, Role};
 use crate::model::adapter::AdapterLayout;
 use crate::model::config::ModelShape;
 use crate::model::plan::{Plan, WeightTypes};
-use crate::train::session::{AdapterSource, DECODE_ROWS, Demand, device_memory, kv_pages, model_dir};
+use crate::train::session::{
+    AdapterSource, DECODE_ROWS, Demand, device_memory, kv_pages, model_dir,
+};
 use crate::train::setup::{data_path, initial_adapter, training_demand};
 
 /// Runs the verb.

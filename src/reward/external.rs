@@ -1,6 +1,7 @@
 //! A reward function that is a program of the user's.
 //!
-//! It is started for every batch, reads one JSON line per completion
+//! It is started for every batch (in training a group, while others are still
+//! drawn; so several may run at once), reads one JSON line per completion
 //! (`problem`, `answer`, `completion`) and writes one per completion in the
 //! same order: `reward`, and if it likes `correct` and `rule`. A fresh
 //! process per batch needs no protocol for flushing or for restarts, and one

@@ -172,16 +172,9 @@ mod tests {
         );
         let mut other = long.clone();
         other[20] = 999;
-        assert_eq!(
-            ids(&cache.find(BASE, version(0), &other)),
-            ids(&pages[..1])
-        );
+        assert_eq!(ids(&cache.find(BASE, version(0), &other)), ids(&pages[..1]));
         assert!(cache.find(BASE, version(0), &tokens(50, 2)).is_empty());
-        assert!(
-            cache
-                .find(Some(AdapterId(0)), version(0), &long)
-                .is_empty()
-        );
+        assert!(cache.find(Some(AdapterId(0)), version(0), &long).is_empty());
         // The same second page after another first one is another page.
         other.copy_from_slice(&long);
         other[0] = 999;

@@ -414,12 +414,10 @@ impl Scheduler {
                 work
             })
         } else {
-            self.running
-                .pop()
-                .map(|r| {
-                    let request = &self.groups[r.sequence.request].request;
-                    r.into_work(request)
-                })
+            self.running.pop().map(|r| {
+                let request = &self.groups[r.sequence.request].request;
+                r.into_work(request)
+            })
         };
         if let Some(work) = work {
             self.stats.preemptions += 1;
@@ -449,11 +447,10 @@ impl Scheduler {
             let work = first.get();
             // The last row is computed in any case: it is drawn from.
             let whole = (work.prompt.min(work.tokens.len() - 1)) / PAGE * PAGE;
-            let known = pages.prefixes.find(
-                group.request.adapter,
-                group.version,
-                &work.tokens[..whole],
-            );
+            let known =
+                pages
+                    .prefixes
+                    .find(group.request.adapter, group.version, &work.tokens[..whole]);
             let needed = pages_of(work.tokens.len()) - known.len();
             // Room for everybody's next page, or admission would be followed
             // by stepping back at once.

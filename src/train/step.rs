@@ -220,22 +220,23 @@ impl Judge<'_> {
         let results = self.rewards.score_batch(&items)?;
         drop(items);
         let timed_out = results.iter().filter(|r| r.timed_out).count();
-        let episodes = completions
-            .into_iter()
-            .zip(texts)
-            .zip(results)
-            .map(|((c, text), result)| Episode {
-                adapter: Some(self.adapter),
-                sample: c.sample,
-                prompt_ids: self.prompts.ids[row].clone(),
-                completion_ids: c.ids,
-                logprobs: c.logprobs,
-                finish: c.finish,
-                text,
-                reward: result.reward,
-                rewards: result.rewards,
-                verdict: result.verdict,
-            });
+        let episodes =
+            completions
+                .into_iter()
+                .zip(texts)
+                .zip(results)
+                .map(|((c, text), result)| Episode {
+                    adapter: Some(self.adapter),
+                    sample: c.sample,
+                    prompt_ids: self.prompts.ids[row].clone(),
+                    completion_ids: c.ids,
+                    logprobs: c.logprobs,
+                    finish: c.finish,
+                    text,
+                    reward: result.reward,
+                    rewards: result.rewards,
+                    verdict: result.verdict,
+                });
         Ok(Judged {
             request,
             group: Group {

@@ -79,24 +79,30 @@ def models(args):
 
 
 def generate(args):
+    """Sampling in batches. With `lengths`: sequences of these lengths, each
+    batch to its longest, as generate goes on until the last one has ended."""
     model = load(args).eval()
     # Lengths are to be what was asked for.
     model.generation_config.eos_token_id = None
-    ids = torch.randint(model.config.vocab_size, (args["batch"], args["prompt"]))
+    batch, prompt = args["batch"], args["prompt"]
+    ids = torch.randint(model.config.vocab_size, (batch, prompt))
+    lengths = args.get("lengths") or [args["new"]] * batch
+    batches = [lengths[i : i + batch] for i in range(0, len(lengths), batch)]
 
     @torch.no_grad()
-    def run():
-        out = model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=args["new"],
-            do_sample=True,
-            top_k=0,
-            pad_token_id=0,
-        )
-        assert out.shape == (args["batch"], args["prompt"] + args["new"])
+    def run(batches=batches):
+        for wanted in batches:
+            out = model.generate(
+                ids[: len(wanted)],
+                attention_mask=torch.ones_like(ids[: len(wanted)]),
+                max_new_tokens=max(wanted),
+                do_sample=True,
+                top_k=0,
+                pad_token_id=0,
+            )
+            assert out.shape == (len(wanted), prompt + max(wanted))
 
-    run()
+    run(batches[:1])
     Lines().serve(run)
 
 

@@ -151,7 +151,10 @@ impl Report {
         let mean = live.iter().sum::<f64>() / SLICES as f64;
         out += &row(
             "live rows",
-            format!("{} (each column 5 % of the time; mean {mean:.1})", bars(&live)),
+            format!(
+                "{} (each column 5 % of the time; mean {mean:.1})",
+                bars(&live)
+            ),
         );
         out += &row("", numbers(&live));
         let bound = self.bound();
@@ -267,6 +270,10 @@ fn bars(values: &[f64]) -> String {
 
 /// Every fourth value.
 fn numbers(values: &[f64]) -> String {
-    let shown: Vec<String> = values.iter().step_by(4).map(|v| format!("{v:.0}")).collect();
+    let shown: Vec<String> = values
+        .iter()
+        .step_by(4)
+        .map(|v| format!("{v:.0}"))
+        .collect();
     format!("{} .. at the start of every fourth", shown.join(", "))
 }
