@@ -4,3 +4,4 @@
 mod engine;
 mod prefixes;
 mod scheduler;
+mod verbs;
