@@ -6,7 +6,7 @@ use super::expression;
 use super::lex::{Token, lex};
 use super::nesting::{at_depth_zero, closing, split};
 use super::phrases::{
-    all_words, is_unit, text_answer, text_of, without_fillers, without_qualifiers,
+    all_words, text_answer, without_fillers, without_qualifiers,
 };
 use super::repair::repair;
 use super::tree::{Answer, Constant, Expr, Sign};
@@ -20,12 +20,12 @@ pub fn parse(text: &str, budget: &Budget) -> Parsed {
     Statement { budget }.answer(&tokens, 0)
 }
 
-struct Statement<'a> {
-    budget: &'a Budget,
+pub(super) struct Statement<'a> {
+    pub(super) budget: &'a Budget,
 }
 
 impl Statement<'_> {
-    fn answer(&self, tokens: &[Token], depth: usize) -> Parsed {
+    pub(super) fn answer(&self, tokens: &[Token], depth: usize) -> Parsed {
         if depth > DEEPEST {
             return Err(Stop::Budget);
         }
@@ -34,6 +34,9 @@ impl Statement<'_> {
         let tokens = without_fillers(unqualified.as_deref().unwrap_or(tokens));
         if tokens.is_empty() {
             return Err(Stop::Unreadable);
+        }
+        if let Some(compound) = self.compound(tokens, depth)? {
+            return Ok(compound);
         }
         for separator in [&[Token::Sign(';')][..], &LIST_MARKS] {
             let parts = split(tokens, |token| separator.contains(token));
@@ -352,84 +355,6 @@ impl Statement<'_> {
         Ok(Some(Answer::Ratio(terms)))
     }
 
-    /// A value with its unit: `\$5`, `10\%`, `15\text{ cm}^2`, `12^{th}`.
-    fn quantity(&self, tokens: &[Token], depth: usize) -> Result<Option<Answer>, Stop> {
-        let named = |name: &str| Unit {
-            name: name.into(),
-            known: true,
-        };
-        let quantity = |value: Answer, unit: Unit| {
-            Some(Answer::Quantity {
-                value: Box::new(value),
-                unit,
-            })
-        };
-        match tokens {
-            [Token::Sign('$'), rest @ ..] if !rest.is_empty() => {
-                let value = self.answer(rest, depth + 1)?;
-                // "\$5 dollars" says it twice.
-                let value = match value {
-                    Answer::Quantity { value, unit } if unit.name == "dollar" => *value,
-                    value => value,
-                };
-                return Ok(quantity(value, named("dollar")));
-            }
-            [Token::Sign('-'), Token::Sign('$'), rest @ ..] if !rest.is_empty() => {
-                let mut negative = vec![Token::Sign('-')];
-                negative.extend_from_slice(rest);
-                return Ok(quantity(
-                    self.answer(&negative, depth + 1)?,
-                    named("dollar"),
-                ));
-            }
-            [rest @ .., Token::Sign('%')] if !rest.is_empty() => {
-                return Ok(quantity(self.answer(rest, depth + 1)?, named("percent")));
-            }
-            [rest @ .., Token::Command("min")] if !rest.is_empty() => {
-                return Ok(quantity(self.answer(rest, depth + 1)?, named("min")));
-            }
-            _ => {}
-        }
-        let (body, power) = match tokens {
-            [body @ .., Token::Sign('^'), Token::Number(n)] if n.integer => (body, small(n)),
-            [
-                body @ ..,
-                Token::Sign('^'),
-                Token::Open,
-                Token::Number(n),
-                Token::Close,
-            ] if n.integer => (body, small(n)),
-            body => (body, None),
-        };
-        let mut from = body.len();
-        while from > 0 && is_unit(&body[from - 1], body.get(from.wrapping_sub(2))) {
-            from -= 1;
-        }
-        if from == body.len() || from == 0 {
-            return Ok(None);
-        }
-        let text: Vec<&str> = body[from..].iter().filter_map(text_of).collect();
-        let Some(mut unit) = Unit::read(&text.join(" "), power) else {
-            return Ok(None);
-        };
-        let mut rest = &body[..from];
-        // 20^\circ\text{C}: the sign and the letter are one unit.
-        if matches!(unit.name.as_str(), "c" | "f")
-            && let [before @ .., Token::Sign('°')] = rest
-        {
-            rest = before;
-            unit = named(&format!("degree {}", unit.name));
-        }
-        let value = self.answer(rest, depth + 1)?;
-        if unit.name == "degree"
-            && let Answer::Value { value, .. } = &value
-        {
-            let degrees = Expr::product(vec![value.clone(), Expr::Constant(Constant::Degree)]);
-            return Ok(Some(Answer::value(degrees)));
-        }
-        Ok(quantity(value, unit))
-    }
-
     fn value(&self, tokens: &[Token], depth: usize) -> Parsed {
         if let [Token::Based { digits, base }] = tokens {
             return Ok(Answer::Based {
@@ -460,11 +385,6 @@ fn difference(sets: Vec<Answer>) -> Parsed {
     Ok(sets.fold(first, |left, right| {
         Answer::Difference(Box::new(left), Box::new(right))
     }))
-}
-
-fn small(number: &super::lex::Number) -> Option<u32> {
-    use num_traits::ToPrimitive;
-    number.value.to_u32().filter(|n| (2..=9).contains(n))
 }
 
 fn name_of(expr: &Expr) -> Option<String> {

@@ -8,6 +8,7 @@ use super::budget::{Budget, Stop};
 use super::equal::{Decision, same_value, terminates};
 use super::exact;
 use super::machine::Machine;
+use super::measures;
 use super::normal::is_name;
 use super::numeric::Evaluation;
 use super::sets::{self, RealSet};
@@ -224,11 +225,9 @@ impl Comparison<'_> {
         match (gold, answer) {
             (Answer::Quantity { value: a, unit: p }, Answer::Quantity { value: b, unit: q }) => {
                 if p.name != q.name && !p.is_generic_for(q) {
-                    let money = ["dollar", "cent"];
-                    let both = money.contains(&p.name.as_str()) && money.contains(&q.name.as_str());
-                    return match both {
-                        true => self.money(a, p.name == "cent", b),
-                        false => decided(false, "different units"),
+                    return match measures::ratio(p, q) {
+                        Some(ratio) => self.converted(a, &ratio, b),
+                        None => decided(false, "different units"),
                     };
                 }
                 self.same(a, b)
@@ -286,18 +285,16 @@ impl Comparison<'_> {
         }
     }
 
-    /// Dollars against cents.
-    fn money(&self, gold: &Answer, gold_in_cents: bool, answer: &Answer) -> Decision {
+    /// Amounts in two units of one kind: how many of the answer's the gold
+    /// answer's is.
+    fn converted(&self, gold: &Answer, ratio: &BigRational, answer: &Answer) -> Decision {
         let (Answer::Value { value: a, .. }, Answer::Value { value: b, .. }) = (gold, answer)
         else {
             return decided(false, "different units");
         };
-        let hundred = |e: &Expr| Expr::product(vec![Expr::integer(100), e.clone()]);
-        let (equal, _) = match gold_in_cents {
-            true => same_value(a, &hundred(b), self.budget)?,
-            false => same_value(&hundred(a), b, self.budget)?,
-        };
-        decided(equal, "dollars and cents")
+        let scaled = Expr::product(vec![Expr::Number(ratio.clone()), a.clone()]);
+        let (equal, _) = same_value(&scaled, b, self.budget)?;
+        decided(equal, "one amount in two units")
     }
 
     fn values(
