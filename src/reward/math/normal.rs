@@ -180,6 +180,19 @@ fn shared_label(mut items: Vec<Answer>) -> Vec<Answer> {
     if items.len() < 2 || items[1..].iter().any(relation) {
         return items;
     }
+    // x \ne 1, 2
+    if let Answer::Relation { sides, signs } = &items[0]
+        && signs.as_slice() == [Sign::NotEqual]
+        && is_name(&sides[0])
+    {
+        let label = sides[0].clone();
+        return std::iter::once(items[0].clone())
+            .chain(items[1..].iter().map(|item| Answer::Relation {
+                sides: vec![label.clone(), item.clone()],
+                signs: vec![Sign::NotEqual],
+            }))
+            .collect();
+    }
     if let Answer::Relation { sides, signs } = &items[0]
         && let ([label, value], [Sign::Equal]) = (sides.as_slice(), signs.as_slice())
         && is_name(label)
@@ -213,6 +226,18 @@ fn names(expr: &Expr) -> bool {
             && factors.iter().any(
                 |factor| matches!(factor, Expr::Symbol(s) if s == "\\angle" || s == "\\triangle"),
             ),
+        // \frac{AB}{CD}, AB + BC
+        Expr::Product(_) | Expr::Sum(_) | Expr::Power(..) => is_of_segments(expr),
+        _ => false,
+    }
+}
+
+/// Whether an expression is of lengths between points alone.
+fn is_of_segments(expr: &Expr) -> bool {
+    match expr {
+        Expr::Symbol(name) => name.len() >= 2 && name.bytes().all(|b| b.is_ascii_uppercase()),
+        Expr::Product(parts) | Expr::Sum(parts) => parts.iter().all(is_of_segments),
+        Expr::Power(base, exponent) => is_of_segments(base) && exponent.as_number().is_some(),
         _ => false,
     }
 }

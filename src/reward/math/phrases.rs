@@ -148,6 +148,10 @@ pub(super) fn is_qualifier(token: &Token) -> bool {
                 "for every",
                 "for each",
                 "for real",
+                "for some",
+                "for integer",
+                "for integers",
+                "for arbitrary",
                 "where",
             ]
             .iter()

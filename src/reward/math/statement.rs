@@ -4,7 +4,9 @@
 use super::budget::{Budget, DEEPEST, Stop};
 use super::expression;
 use super::lex::{Token, lex};
+use super::named::{letter_set, named_set};
 use super::nesting::{at_depth_zero, closing, split};
+use super::parameters::{self, Parameter};
 use super::phrases::{
     all_words, text_answer, without_fillers, without_qualifiers,
 };
@@ -14,10 +16,16 @@ use super::words::Unit;
 
 type Parsed = Result<Answer, Stop>;
 
+/// Reads a cleaned text as an answer, with the parameters that it declares.
+pub fn read(text: &str, budget: &Budget) -> Result<(Answer, Vec<Parameter>), Stop> {
+    let tokens = repair(lex(text, budget)?);
+    let (tokens, parameters) = parameters::declared(tokens, budget)?;
+    Ok((Statement { budget }.answer(&tokens, 0)?, parameters))
+}
+
 /// Reads a cleaned text as an answer.
 pub fn parse(text: &str, budget: &Budget) -> Parsed {
-    let tokens = repair(lex(text, budget)?);
-    Statement { budget }.answer(&tokens, 0)
+    Ok(read(text, budget)?.0)
 }
 
 pub(super) struct Statement<'a> {
@@ -37,6 +45,12 @@ impl Statement<'_> {
         }
         if let Some(compound) = self.compound(tokens, depth)? {
             return Ok(compound);
+        }
+        if let Some(arranged) = self.arrangements(tokens, depth)? {
+            return Ok(arranged);
+        }
+        if let Some(congruence) = self.congruence(tokens, depth)? {
+            return Ok(congruence);
         }
         for separator in [&[Token::Sign(';')][..], &LIST_MARKS] {
             let parts = split(tokens, |token| separator.contains(token));
@@ -102,7 +116,10 @@ impl Statement<'_> {
         }
         if let Some((at, _)) = cuts.iter().find(|(_, c)| *c == '∈') {
             let names = self.answer(&tokens[..*at], depth + 1)?;
-            let set = self.answer(&tokens[at + 1..], depth + 1)?;
+            let set = match letter_set(&tokens[at + 1..]) {
+                Some(set) => set,
+                None => self.answer(&tokens[at + 1..], depth + 1)?,
+            };
             return Ok(Some(Answer::Member(Box::new(names), Box::new(set))));
         }
         let approximate = cuts.iter().position(|(_, c)| *c == '≈');
@@ -223,14 +240,7 @@ impl Statement<'_> {
             }
             return difference(sets).map(Some);
         }
-        Ok(match tokens {
-            [Token::Command("Reals")] => Some(Answer::Reals),
-            [Token::Command(name @ ("Integers" | "Naturals" | "Rationals" | "Complexes"))] => {
-                Some(Answer::Named(name))
-            }
-            [Token::Sign('∅')] => Some(Answer::Empty),
-            _ => None,
-        })
+        Ok(named_set(tokens))
     }
 
     /// A tuple, an interval, a set or a group that encloses all there is.

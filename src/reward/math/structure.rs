@@ -1,6 +1,8 @@
 //! Whether two answers are the same, kind by kind: the policy of
 //! `docs/reward.md` in code.
 
+use std::borrow::Cow;
+
 use num_rational::BigRational;
 use num_traits::{Signed, ToPrimitive, Zero};
 
@@ -29,6 +31,9 @@ impl Comparison<'_> {
     /// Whether `answer` earns what `gold` does.
     pub fn same(&self, gold: &Answer, answer: &Answer) -> Decision {
         self.budget.spend(16)?;
+        if let Some(decision) = self.named_in_order(gold, answer) {
+            return decision;
+        }
         if let Some(decision) = self.as_sets(gold, answer)? {
             return Ok(decision);
         }
@@ -65,6 +70,26 @@ impl Comparison<'_> {
             (Answer::Text(a), Answer::Text(b)) => decided(a == b, "text"),
             (Answer::Text(text), Answer::Value { value, .. })
             | (Answer::Value { value, .. }, Answer::Text(text)) => self.word_and_value(text, value),
+            (
+                Answer::Congruence {
+                    residue: a,
+                    modulus: m,
+                },
+                Answer::Congruence {
+                    residue: b,
+                    modulus: n,
+                },
+            ) => self.congruences((a, m), (b, n)),
+            // "The remainder is 3 (mod 7)."
+            (Answer::Value { value, .. }, Answer::Congruence { residue, modulus }) => {
+                match same_value(value, residue, self.budget)?.0 {
+                    true => decided(true, "the residue of a congruence"),
+                    false => self.progression(residue, modulus, value),
+                }
+            }
+            (Answer::Congruence { residue, modulus }, Answer::Value { value, .. }) => {
+                self.progression(residue, modulus, value)
+            }
             (Answer::Based { digits: a, base: p }, Answer::Based { digits: b, base: q }) => {
                 let plain = |digits: &str| digits.trim_start_matches('0').to_string();
                 decided(p == q && plain(a) == plain(b), "digits in a base")
@@ -121,7 +146,7 @@ impl Comparison<'_> {
                 false => decided(false, "different brackets"),
             },
             (Answer::List { items: a, .. }, Answer::List { items: b, .. }) => {
-                self.in_any_order(a, b, "lists in any order")
+                self.in_any_order(a, &without_repeats(a, b), "lists in any order")
             }
             (
                 Answer::Value {
@@ -153,6 +178,21 @@ impl Comparison<'_> {
                 },
                 Answer::List { items: b, .. },
             ) if self.lenient => self.in_order(a, b, "a list as a tuple"),
+            // R where only a set can be meant.
+            (
+                Answer::Reals,
+                Answer::Value {
+                    value: Expr::Symbol(name),
+                    ..
+                },
+            )
+            | (
+                Answer::Value {
+                    value: Expr::Symbol(name),
+                    ..
+                },
+                Answer::Reals,
+            ) => decided(name == "R", "the real numbers by their letter"),
             // {5} and 5: the set of the only solution.
             (
                 Answer::Bracketed {
@@ -484,6 +524,22 @@ impl Comparison<'_> {
             false => self.in_order(items, &entries, "a tuple as a vector"),
         }
     }
+}
+
+/// The answer's tuples, each once, where the gold answer has none twice: a
+/// solution named again is still one.
+fn without_repeats<'a>(gold: &[Answer], answer: &'a [Answer]) -> Cow<'a, [Answer]> {
+    let tuple = |item: &Answer| matches!(item, Answer::Bracketed { .. });
+    if answer.len() <= gold.len() || answer.len() > 64 || !answer.iter().all(tuple) {
+        return Cow::Borrowed(answer);
+    }
+    let mut once: Vec<Answer> = Vec::with_capacity(answer.len());
+    for item in answer {
+        if !once.contains(item) {
+            once.push(item.clone());
+        }
+    }
+    Cow::Owned(once)
 }
 
 /// Digits of a decimal from the first that is not zero.
