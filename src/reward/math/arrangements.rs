@@ -30,6 +30,8 @@ impl Statement<'_> {
         if behind == tokens.len() || !said.contains("permutation") {
             return Ok(None);
         }
+        // Each arrangement is a copy of the whole.
+        self.budget.spend(64 * tokens.len())?;
         let tuples = match self.answer(&tokens[..tokens.len() - behind], depth + 1)? {
             Answer::List { items, .. } => items,
             one => vec![one],
@@ -49,7 +51,7 @@ impl Statement<'_> {
                 return Err(Stop::Budget);
             }
             for items in orders(&items, cyclic) {
-                self.budget.spend(16 + 4 * all.len())?;
+                self.budget.spend(16 + 8 * all.len())?;
                 let tuple = Answer::Bracketed {
                     open: '(',
                     items,

@@ -3,9 +3,15 @@
 /// `(A) 5`, `\text{(B)}\ 12`, `C. 7`: the letter and what stands behind it.
 pub fn choice(text: &str) -> Option<(&str, &str)> {
     let mut rest = text.trim_start();
-    let styled = ["\\text{", "\\textbf{", "\\mathrm{", "\\textrm{", "\\mathbf{"]
-        .iter()
-        .find_map(|style| rest.strip_prefix(style));
+    let styled = [
+        "\\text{",
+        "\\textbf{",
+        "\\mathrm{",
+        "\\textrm{",
+        "\\mathbf{",
+    ]
+    .iter()
+    .find_map(|style| rest.strip_prefix(style));
     rest = styled.unwrap_or(rest).trim_start();
     let bracketed = rest.strip_prefix('(');
     rest = bracketed.unwrap_or(rest);
@@ -34,7 +40,21 @@ pub fn choice(text: &str) -> Option<(&str, &str)> {
     }
     let behind = behind.trim();
     let operator = |c: char| ",;+-*/=^_<>&|!.:)".contains(c);
-    let joined = ["and", "or", "\\cup", "\\cap", "\\text{ and", "\\text{ or", "\\text{and", "\\text{or", "\\cdot", "\\times", "\\le", "\\ge", "\\to"];
+    let joined = [
+        "and",
+        "or",
+        "\\cup",
+        "\\cap",
+        "\\text{ and",
+        "\\text{ or",
+        "\\text{and",
+        "\\text{or",
+        "\\cdot",
+        "\\times",
+        "\\le",
+        "\\ge",
+        "\\to",
+    ];
     let other = behind
         .split(|c: char| !c.is_alphanumeric() && c != '_')
         .any(|word| word.len() == 1 && word.chars().all(|c| ('A'..='J').contains(&c)));

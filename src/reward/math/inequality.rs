@@ -6,7 +6,11 @@ use super::sets::{End, Interval, RealSet, end, infinity, number};
 use super::tree::{Answer, Expr, Function, Sign};
 
 /// The numbers that satisfy `a < x <= b`, `x > a`, `-2x >= 4`.
-pub(super) fn relation(sides: &[Answer], signs: &[Sign], budget: &Budget) -> Result<Option<RealSet>, Stop> {
+pub(super) fn relation(
+    sides: &[Answer],
+    signs: &[Sign],
+    budget: &Budget,
+) -> Result<Option<RealSet>, Stop> {
     let mut values = Vec::with_capacity(sides.len());
     for side in sides {
         match side {

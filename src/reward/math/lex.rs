@@ -271,7 +271,10 @@ impl Lexer<'_> {
                     Some(sign) => {
                         self.at -= name.len() - sign.len();
                         let known = SIGNS.iter().find(|(known, _)| known == sign);
-                        known.map_or("", |(_, signs)| signs).chars().for_each(|c| self.sign(c));
+                        known
+                            .map_or("", |(_, signs)| signs)
+                            .chars()
+                            .for_each(|c| self.sign(c));
                     }
                     None => self.tokens.push(letter(name)),
                 },

@@ -37,8 +37,10 @@ mod parameters;
 mod phrases;
 mod precise;
 mod quantities;
+mod ranges;
 mod relations;
 mod repair;
+mod sentences;
 mod sets;
 mod statement;
 mod structure;
@@ -121,6 +123,9 @@ fn compare_within(
     };
     let comparison = Comparison { budget, lenient };
     match comparison.same(&wanted, &found) {
+        Ok((true, _)) if parameters::disagree(&wanted_names, &found_names) => {
+            Match::new(false, "not equal: a parameter of another set")
+        }
         Ok((true, rule)) => Match::new(true, rule),
         Ok((false, rule)) => match as_words(&wanted, &found, &gold, &answer) {
             Some(equal) => equal,
@@ -276,6 +281,6 @@ fn as_words(wanted: &Answer, found: &Answer, gold: &str, answer: &str) -> Option
     if !has_words(wanted) && !has_words(found) {
         return None;
     }
-    let key = words::key(gold);
-    (!key.is_empty() && key == words::key(answer)).then(|| Match::new(true, "the same words"))
+    sentences::same(&words::key(gold), &words::key(answer))
+        .then(|| Match::new(true, "the same words"))
 }

@@ -29,7 +29,10 @@ pub(super) fn letter_set(tokens: &[Token]) -> Option<Answer> {
 }
 
 fn set(name: &str, rest: &[Token]) -> Option<Answer> {
-    let plain = matches!(name, "Reals" | "Integers" | "Naturals" | "Rationals" | "Complexes");
+    let plain = matches!(
+        name,
+        "Reals" | "Integers" | "Naturals" | "Rationals" | "Complexes"
+    );
     if !plain {
         return None;
     }
@@ -67,7 +70,7 @@ fn set(name: &str, rest: &[Token]) -> Option<Answer> {
         ("Integers", "^+" | "_+" | "_>0") => Answer::Named("positive integers"),
         ("Integers", "_≥0") => Answer::Named("non-negative integers"),
         ("Naturals", "") => Answer::Named("naturals"),
-        ("Naturals", "^*" | "^+" | "_+" | "_>0") => Answer::Named("positive integers"),
+        ("Naturals", "^" | "^*" | "^+" | "_+" | "_>0") => Answer::Named("positive integers"),
         ("Naturals", "_0") => Answer::Named("non-negative integers"),
         ("Rationals", "") => Answer::Named("rationals"),
         ("Rationals", "^+" | "_+" | "_>0") => Answer::Named("positive rationals"),

@@ -2,6 +2,7 @@
 //! as two values, lists with one label, assignments in groups.
 
 use super::budget::{Budget, Stop};
+use super::ranges::written_out;
 use super::tree::{Answer, Constant, Expr, Sign};
 
 /// Values that plus-minus signs may stand for together, at most.
@@ -16,7 +17,7 @@ pub fn normal(answer: Answer, budget: &Budget) -> Result<Answer, Stop> {
             _ => list(both_signs(&value, budget)?.map(Answer::value).to_vec()),
         },
         Answer::List { items, or } => {
-            let items = flattened(items, budget)?;
+            let items = written_out(flattened(items, budget)?, budget)?;
             list_of(shared_label(grouped(items)), or)
         }
         Answer::Bracketed {
@@ -25,7 +26,7 @@ pub fn normal(answer: Answer, budget: &Budget) -> Result<Answer, Stop> {
             close,
         } => Answer::Bracketed {
             open: '{',
-            items: flattened(items, budget)?,
+            items: written_out(flattened(items, budget)?, budget)?,
             close,
         },
         Answer::Bracketed { open, items, close } => tuple(open, items, close, budget)?,
@@ -34,7 +35,11 @@ pub fn normal(answer: Answer, budget: &Budget) -> Result<Answer, Stop> {
             let last = sides.pop().ok_or(Stop::Unreadable)?;
             match normal(last, budget)? {
                 // x = 1 \pm 2: two equations.
-                Answer::List { items, or } if signs.iter().all(|sign| *sign == Sign::Equal) => {
+                Answer::List { items, or }
+                    if signs.iter().all(|sign| *sign == Sign::Equal)
+                        || signs.as_slice() == [Sign::NotEqual] =>
+                {
+                    let or = or && signs[0] == Sign::Equal;
                     let with = |item: Answer| {
                         let mut sides = sides.clone();
                         sides.push(item);
@@ -221,13 +226,13 @@ fn names(expr: &Expr) -> bool {
         Expr::Call(Function::Abs | Function::Sin | Function::Cos | Function::Tan, args) => {
             args.iter().all(names)
         }
-        // \angle ABC, \triangle ABC
-        Expr::Product(factors) => factors.iter().all(names)
-            && factors.iter().any(
-                |factor| matches!(factor, Expr::Symbol(s) if s == "\\angle" || s == "\\triangle"),
-            ),
         // \frac{AB}{CD}, AB + BC
-        Expr::Product(_) | Expr::Sum(_) | Expr::Power(..) => is_of_segments(expr),
+        Expr::Product(factors) => {
+            // \angle ABC, \triangle ABC
+            let figure = |factor: &Expr| matches!(factor, Expr::Symbol(s) if s == "\\angle" || s == "\\triangle");
+            factors.iter().all(names) && factors.iter().any(figure) || is_of_segments(expr)
+        }
+        Expr::Sum(_) | Expr::Power(..) => is_of_segments(expr),
         _ => false,
     }
 }

@@ -16,6 +16,18 @@ use super::words;
 pub struct Parameter {
     pub name: String,
     pub domain: Option<String>,
+    /// Its set stands behind a sign, so it is meant.
+    pub exact: bool,
+}
+
+/// Whether both sides name one parameter and let it run through different
+/// sets: `2k` for integers k and for positive ones.
+pub fn disagree(gold: &[Parameter], answer: &[Parameter]) -> bool {
+    gold.iter().any(|a| {
+        answer
+            .iter()
+            .any(|b| a.name == b.name && a.exact && b.exact && a.domain != b.domain)
+    })
 }
 
 /// The tokens without the declarations `k \in \mathbb{Z}` behind them, and
@@ -81,22 +93,35 @@ fn last_declaration(tokens: &[Token]) -> Option<(usize, Vec<Parameter>)> {
     };
     // [..](k \in \mathbb{Z})
     if let [.., Token::Sign(')')] = tokens {
-        let open = (0..tokens.len().saturating_sub(3)).rev().take(12).find(|open| {
-            tokens[*open] == Token::Sign('(') && closing(tokens, *open) == Some(tokens.len() - 1)
-        })?;
+        let open = (0..tokens.len().saturating_sub(3))
+            .rev()
+            .take(12)
+            .find(|open| {
+                tokens[*open] == Token::Sign('(')
+                    && closing(tokens, *open) == Some(tokens.len() - 1)
+            })?;
         return fits(open, membership(&tokens[open + 1..tokens.len() - 1])?);
     }
-    let cut = at_depth_zero(tokens)
+    let cuts: Vec<usize> = at_depth_zero(tokens)
         .filter(|(_, token)| matches!(token, Token::Sign(',' | ';')))
-        .last();
-    if let Some((at, _)) = cut {
+        .map(|(at, _)| at)
+        .collect();
+    // "a, b \in \mathbb{Z}" has a comma of its own.
+    let letters = cuts
+        .windows(2)
+        .rev()
+        .take_while(|pair| pair[1] - pair[0] == 2)
+        .count();
+    if let Some(at) = cuts.len().checked_sub(1 + letters).map(|cut| cuts[cut]) {
         let part = without_lead(&tokens[at + 1..]);
         if let Some(parameters) = membership(part).or_else(|| adjective(part)) {
             return fits(at, parameters);
         }
     }
     // k\pi \quad k \in \mathbb{Z}
-    let member = tokens.iter().rposition(|token| *token == Token::Sign('∈'))?;
+    let (member, _) = at_depth_zero(tokens)
+        .filter(|(_, token)| **token == Token::Sign('∈'))
+        .last()?;
     let start = member.checked_sub(1).filter(|start| *start > 0)?;
     let lead = tokens[..start]
         .iter()
@@ -123,9 +148,7 @@ fn without_lead(tokens: &[Token]) -> &[Token] {
 /// `k, n \in \mathbb{Z}`: letters in a set of numbers that has a name.
 fn membership(tokens: &[Token]) -> Option<Vec<Parameter>> {
     let tokens = without_lead(tokens);
-    let member = tokens
-        .iter()
-        .position(|token| *token == Token::Sign('∈'))?;
+    let member = tokens.iter().position(|token| *token == Token::Sign('∈'))?;
     let domain = domain(&tokens[member + 1..])?;
     let mut found = Vec::new();
     for (at, token) in tokens[..member].iter().enumerate() {
@@ -133,6 +156,7 @@ fn membership(tokens: &[Token]) -> Option<Vec<Parameter>> {
             Token::Letter(name) if at % 2 == 0 => found.push(Parameter {
                 name: name.clone(),
                 domain: Some(domain.clone()),
+                exact: true,
             }),
             Token::Sign(',') | Token::And if at % 2 == 1 => {}
             _ => return None,
@@ -168,9 +192,11 @@ fn domain(tokens: &[Token]) -> Option<String> {
 /// `n \text{ is an integer}`, in one token or two.
 fn adjective(tokens: &[Token]) -> Option<Vec<Parameter>> {
     let (name, said) = match tokens {
-        [Token::Letter(name), Token::Text(said) | Token::Word(said), ..] => {
-            (name.clone(), words::key(said))
-        }
+        [
+            Token::Letter(name),
+            Token::Text(said) | Token::Word(said),
+            ..,
+        ] => (name.clone(), words::key(said)),
         [Token::Text(said)] => {
             let key = words::key(said);
             let (name, rest) = key.split_once(' ')?;
@@ -178,12 +204,21 @@ fn adjective(tokens: &[Token]) -> Option<Vec<Parameter>> {
         }
         _ => return None,
     };
-    let is = ["is a", "is an", "is any", "any ", "an arbitrary", "arbitrary", "is arbitrary"];
+    let is = [
+        "is a",
+        "is an",
+        "is any",
+        "any ",
+        "an arbitrary",
+        "arbitrary",
+        "is arbitrary",
+    ];
     let declares = name.chars().count() == 1 && is.iter().any(|start| said.starts_with(start));
     declares.then(|| {
         vec![Parameter {
             name,
             domain: domain_in_words(&said),
+            exact: false,
         }]
     })
 }
@@ -226,6 +261,7 @@ fn named_in(phrase: &[Token], text: &[Token]) -> Vec<Parameter> {
         .map(|name| Parameter {
             name,
             domain: domain.clone(),
+            exact: false,
         })
         .filter(|parameter| occur(std::slice::from_ref(parameter), text))
         .collect()
@@ -252,12 +288,22 @@ impl Comparison<'_> {
         answer: &Answer,
         answer_names: &[Parameter],
     ) -> Result<bool, Stop> {
-        let (wanted, found) = (free(gold), free(answer));
+        let (mut wanted, mut found) = (Vec::new(), Vec::new());
+        let mut bound = Vec::new();
+        free(gold, &mut wanted, &mut bound);
+        free(answer, &mut found, &mut bound);
+        for names in [&mut wanted, &mut found] {
+            names.retain(|name| !bound.contains(name));
+            names.sort();
+            names.dedup();
+        }
         let ours: Vec<&String> = wanted.iter().filter(|name| !found.contains(name)).collect();
         let theirs: Vec<&String> = found.iter().filter(|name| !wanted.contains(name)).collect();
         if ours.len() != theirs.len() || ours.is_empty() || ours.len() > 2 {
             return Ok(false);
         }
+        // Whether a letter is a parameter is looked for in each part of each.
+        self.budget.spend(40 * (size(gold) + size(answer)))?;
         let says = |list: &[Parameter], names: &[&String]| {
             names
                 .iter()
@@ -405,46 +451,48 @@ fn value_of(answer: &Answer) -> Option<&Expr> {
     }
 }
 
-/// Names of variables in the values of an answer, without those that its
+/// Names of variables in the values of an answer, apart from those that its
 /// labels name: of `f(x) = ax` only a.
-fn free(answer: &Answer) -> Vec<String> {
-    fn collect(answer: &Answer, names: &mut Vec<String>, bound: &mut Vec<String>) {
-        match answer {
-            Answer::Value { value, .. } => names.extend(value.symbols()),
-            Answer::List { items, .. }
-            | Answer::Bracketed { items, .. }
-            | Answer::Union(items) => {
-                items.iter().for_each(|item| collect(item, names, bound));
-            }
-            Answer::Relation { sides, signs } => {
-                let label = signs.iter().all(|sign| *sign == Sign::Equal)
-                    && super::normal::is_name(&sides[0]);
-                let from = usize::from(label);
-                if label {
-                    collect(&sides[0], bound, &mut Vec::new());
-                }
-                sides[from..]
-                    .iter()
-                    .for_each(|side| collect(side, names, bound));
-            }
-            Answer::Member(names_of, set) => {
-                collect(names_of, bound, &mut Vec::new());
-                collect(set, names, bound);
-            }
-            _ => {}
+fn free(answer: &Answer, names: &mut Vec<String>, bound: &mut Vec<String>) {
+    match answer {
+        Answer::Value { value, .. } => names.extend(value.symbols()),
+        Answer::List { items, .. } | Answer::Bracketed { items, .. } | Answer::Union(items) => {
+            items.iter().for_each(|item| free(item, names, bound));
         }
+        Answer::Relation { sides, signs } => {
+            let label =
+                signs.iter().all(|sign| *sign == Sign::Equal) && super::normal::is_name(&sides[0]);
+            if label {
+                free(&sides[0], bound, &mut Vec::new());
+            }
+            sides[usize::from(label)..]
+                .iter()
+                .for_each(|side| free(side, names, bound));
+        }
+        Answer::Member(of, set) => {
+            free(of, bound, &mut Vec::new());
+            free(set, names, bound);
+        }
+        _ => {}
     }
-    let (mut names, mut bound) = (Vec::new(), Vec::new());
-    collect(answer, &mut names, &mut bound);
-    names.retain(|name| !bound.contains(name));
-    names.sort();
-    names.dedup();
-    names
+}
+
+/// Parts of the values of an answer.
+fn size(answer: &Answer) -> usize {
+    match answer {
+        Answer::Value { value, .. } => value.size(),
+        Answer::List { items, .. } | Answer::Bracketed { items, .. } | Answer::Union(items) => {
+            items.iter().map(size).sum()
+        }
+        Answer::Relation { sides, .. } => sides.iter().map(size).sum(),
+        Answer::Member(_, set) => size(set),
+        _ => 1,
+    }
 }
 
 fn is_letter(name: &str) -> bool {
     let base = name.split_once('_').map_or(name, |(base, _)| base);
-    base.chars().count() == 1
+    base.chars().count() == 1 && !matches!(base, "x" | "y" | "z" | "r" | "R")
 }
 
 /// Whether a letter can be nothing but a parameter where it stands.
@@ -456,12 +504,14 @@ fn is_conventional(name: &str, answer: &Answer) -> bool {
         return true;
     }
     // f(x) = ax
-    let function = |label: &Answer| match label {
+    let function = |label: &Answer| {
+        match label {
         Answer::Value { value, .. } => matches!(value, Expr::Apply(..)),
         Answer::Bracketed { items, .. } => items.iter().all(
             |item| matches!(item, Answer::Value { value: Expr::Apply(_, args), .. } if args.iter().all(|arg| matches!(arg, Expr::Symbol(_)))),
         ),
         _ => false,
+    }
     };
     if let Answer::Relation { sides, signs } = answer
         && signs.iter().all(|sign| *sign == Sign::Equal)
@@ -471,20 +521,16 @@ fn is_conventional(name: &str, answer: &Answer) -> bool {
     }
     // x^2 + C
     let constant = name.starts_with(['C', 'c']) && (name.len() == 1 || name[1..].starts_with('_'));
-    constant && any_value(answer, &|value| {
-        let names = value.symbols();
-        names.len() > 1 && names.iter().any(|other| other == name)
-    })
+    constant
+        && any_value(answer, &|value| {
+            let names = value.symbols();
+            names.len() > 1 && names.iter().any(|other| other == name)
+        })
 }
 
 /// Whether a letter counts turns: `2k\pi`, `360^\circ k`.
 fn is_periodic(name: &str, answer: &Answer) -> bool {
-    let turn = |part: &Expr| {
-        matches!(
-            part,
-            Expr::Constant(Constant::Pi | Constant::Degree)
-        )
-    };
+    let turn = |part: &Expr| matches!(part, Expr::Constant(Constant::Pi | Constant::Degree));
     let counts = |part: &Expr| match part {
         Expr::Product(factors) => {
             factors.iter().any(|factor| factor.any(&turn))
@@ -495,7 +541,9 @@ fn is_periodic(name: &str, answer: &Answer) -> bool {
         _ => false,
     };
     matches!(name, "k" | "n" | "m" | "l" | "z" | "t")
-        && any_value(answer, &|value| value.symbols().len() == 1 && value.any(&counts))
+        && any_value(answer, &|value| {
+            value.symbols().len() == 1 && value.any(&counts)
+        })
 }
 
 fn any_value(answer: &Answer, test: &dyn Fn(&Expr) -> bool) -> bool {

@@ -124,6 +124,7 @@ impl Statement<'_> {
         if !matches!(tokens.first(), Some(Token::Number(_))) || tokens.len() < 3 {
             return Ok(None);
         }
+        self.budget.spend(4 * tokens.len())?;
         if let Some(quantity) = primes(tokens) {
             return Ok(Some(quantity));
         }
@@ -136,7 +137,8 @@ impl Statement<'_> {
                     return Ok(None);
                 }
             }
-            let measured = |at: usize| is_unit(&tokens[at], at.checked_sub(1).map(|at| &tokens[at]));
+            let measured =
+                |at: usize| is_unit(&tokens[at], at.checked_sub(1).map(|at| &tokens[at]));
             let start = at;
             while at < tokens.len() && !measured(at) {
                 at += 1;
@@ -147,7 +149,8 @@ impl Statement<'_> {
             }
             let text: Vec<&str> = tokens[from..at].iter().filter_map(text_of).collect();
             let unit = match start < from && from < at {
-                true => Unit::read(&text.join(" "), None).filter(|unit| scale(unit).is_some()),
+                true => Unit::read(text.join(" ").trim_end_matches(" and"), None)
+                    .filter(|unit| scale(unit).is_some()),
                 false => None,
             };
             let Some(unit) = unit else {

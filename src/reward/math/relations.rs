@@ -13,37 +13,43 @@ impl Comparison<'_> {
     pub(super) fn named_in_order(&self, gold: &Answer, answer: &Answer) -> Option<Decision> {
         const RULE: &str = "values of names in order";
         let ordered = |list: &Answer| match list {
-            Answer::List { items, .. } => values_of_names(items),
+            Answer::List { items, or: false } => values_of_names(items),
             Answer::Relation { sides, signs } => value_of_all(sides, signs),
             _ => None,
         };
-        let tuple = |answer: &Answer| match answer {
-            Answer::Bracketed {
-                open: '(',
-                items,
-                close: ')',
-            } => Some(items.clone()),
-            Answer::Relation { sides, signs } => match (sides.as_slice(), signs.as_slice()) {
-                (
-                    [
-                        Answer::Bracketed { .. },
-                        Answer::Bracketed {
-                            open: '(',
-                            items,
-                            close: ')',
-                        },
-                    ],
-                    [Sign::Equal],
-                ) => Some(items.clone()),
+        fn tuple(answer: &Answer) -> Option<&[Answer]> {
+            match answer {
+                Answer::Bracketed {
+                    open: '(',
+                    items,
+                    close: ')',
+                } => Some(items.as_slice()),
+                Answer::Relation { sides, signs } => match (sides.as_slice(), signs.as_slice()) {
+                    (
+                        [
+                            Answer::Bracketed { .. },
+                            Answer::Bracketed {
+                                open: '(',
+                                items,
+                                close: ')',
+                            },
+                        ],
+                        [Sign::Equal],
+                    ) => Some(items.as_slice()),
+                    _ => None,
+                },
                 _ => None,
-            },
-            _ => None,
-        };
-        if let (Some(values), Some(items)) = (ordered(gold), tuple(answer)) {
-            return Some(self.in_order(&values, &items, RULE));
+            }
         }
-        if let (Some(items), Some(values)) = (tuple(gold), ordered(answer)) {
-            return Some(self.in_order(&items, &values, RULE));
+        if let Some(items) = tuple(answer)
+            && let Some(values) = ordered(gold)
+        {
+            return Some(self.in_order(&values, items, RULE));
+        }
+        if let Some(items) = tuple(gold)
+            && let Some(values) = ordered(answer)
+        {
+            return Some(self.in_order(items, &values, RULE));
         }
         match (gold, answer) {
             (Answer::List { items: a, .. }, Answer::List { items: b, .. }) => {
@@ -265,18 +271,17 @@ fn values_of_names(items: &[Answer]) -> Option<Vec<Answer>> {
         let Answer::Relation { sides, signs } = item else {
             return None;
         };
-        let (
-            [
-                Answer::Value {
-                    value: Expr::Symbol(name),
-                    ..
-                },
-                value,
-            ],
-            [Sign::Equal],
-        ) = (sides.as_slice(), signs.as_slice())
-        else {
+        let ([label, value], [Sign::Equal]) = (sides.as_slice(), signs.as_slice()) else {
             return None;
+        };
+        let name = match label {
+            Answer::Value {
+                value: Expr::Symbol(name),
+                ..
+            } => name,
+            // A segment's ends; "max" and "min" come in any order.
+            Answer::Text(name) if name.len() == 2 => name,
+            _ => return None,
         };
         // x_1 and x_2 are two values of one x, in no order.
         let base = name.split_once('_').map_or(name.as_str(), |(base, _)| base);

@@ -242,7 +242,8 @@ impl RealSet {
 }
 
 fn near(a: f64, b: f64) -> bool {
-    a == b || (a - b).abs() <= 1e-11 * a.abs().max(b.abs()).max(1e-3)
+    let finite = a.is_finite() && b.is_finite();
+    a == b || finite && (a - b).abs() <= 1e-11 * a.abs().max(b.abs()).max(1e-3)
 }
 
 pub(super) fn infinity(positive: bool) -> End {

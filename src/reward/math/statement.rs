@@ -7,12 +7,10 @@ use super::lex::{Token, lex};
 use super::named::{letter_set, named_set};
 use super::nesting::{at_depth_zero, closing, split};
 use super::parameters::{self, Parameter};
-use super::phrases::{
-    all_words, text_answer, without_fillers, without_qualifiers,
-};
+use super::phrases::{all_words, text_answer, without_fillers, without_qualifiers};
 use super::repair::repair;
 use super::tree::{Answer, Constant, Expr, Sign};
-use super::words::Unit;
+use super::words::{self, Unit};
 
 type Parsed = Result<Answer, Stop>;
 
@@ -107,7 +105,13 @@ impl Statement<'_> {
             // "Minimum: 1" labels as "Minimum = 1" does.
             let colon = at_depth_zero(tokens).find(|(_, token)| **token == Token::Sign(':'));
             match colon {
-                Some((at, _)) if all_words(&tokens[..at]).is_some() => cuts.push((at, '=')),
+                // AB : CD is a ratio.
+                Some((at, _))
+                    if all_words(&tokens[..at]).is_some()
+                        && !(are_capitals(&tokens[..at]) && are_capitals(&tokens[at + 1..])) =>
+                {
+                    cuts.push((at, '='))
+                }
                 _ => return Ok(None),
             }
         }
@@ -155,6 +159,43 @@ impl Statement<'_> {
 
     /// One side of a relation: a name with arguments, `T(10)`, or any answer.
     fn side(&self, tokens: &[Token], depth: usize) -> Parsed {
+        match tokens {
+            [Token::Command(name @ ("max" | "min"))] => return Ok(Answer::Text((*name).into())),
+            // f^{-1}(x)
+            [
+                Token::Letter(name),
+                Token::Sign('^'),
+                Token::Open,
+                Token::Sign('-'),
+                Token::Number(one),
+                Token::Close,
+                Token::Sign('('),
+                Token::Letter(argument),
+                Token::Sign(')'),
+            ] if one.integer && one.decimals == 0 && !name.starts_with('\\') => {
+                let value = &one.value;
+                let argument = Expr::Symbol(argument.clone());
+                let name = format!("{name}^-{value}");
+                return Ok(Answer::value(Expr::Apply(name, vec![argument])));
+            }
+            // P(X = 2)
+            [
+                Token::Letter(name),
+                Token::Sign('('),
+                inner @ ..,
+                Token::Sign(')'),
+            ] if matches!(name.as_str(), "P" | "E")
+                && closing(tokens, 1) == Some(tokens.len() - 1)
+                && inner
+                    .iter()
+                    .any(|token| matches!(token, Token::Sign(c) if "=<>≤≥|∪∩".contains(*c))) =>
+            {
+                self.budget.spend(40 * inner.len())?;
+                let event = Expr::Text(format!("{inner:?}"));
+                return Ok(Answer::value(Expr::Apply(name.clone(), vec![event])));
+            }
+            _ => {}
+        }
         // "xy = 6" says nothing of a thing called xy.
         if let [Token::Word(word)] = tokens
             && word.len() <= 3
@@ -264,6 +305,9 @@ impl Statement<'_> {
                 || system.len() < tokens.len())
             && !inner.contains(&Token::End)
         {
+            if let Some(pieces) = self.piecewise(inner, depth)? {
+                return Ok(Some(pieces));
+            }
             let rows: Vec<Token> = inner
                 .iter()
                 .filter(|token| **token != Token::Sign('&'))
@@ -325,6 +369,53 @@ impl Statement<'_> {
         }
     }
 
+    /// Rows of a value and its condition, as a list of both.
+    fn piecewise(&self, inner: &[Token], depth: usize) -> Result<Option<Answer>, Stop> {
+        let rows = split(inner, |token| *token == Token::Row);
+        let mut pieces = Vec::with_capacity(rows.len());
+        for row in rows {
+            if row.is_empty() {
+                continue;
+            }
+            let cells = split(row, |token| *token == Token::Sign('&'));
+            let [value, condition] = cells.as_slice() else {
+                return Ok(None);
+            };
+            let lead = |token: &&Token| match token {
+                Token::Text(text) | Token::Word(text) => {
+                    matches!(words::key(text).as_str(), "if" | "when" | "for" | "where")
+                }
+                token => **token == Token::Sign(','),
+            };
+            let skipped = condition.iter().take_while(lead).count();
+            let condition = &condition[skipped..];
+            // x &= 1 is a row of a system.
+            let aligned = matches!(condition.first(), None | Some(Token::Sign('=' | '<' | '>')));
+            if value.is_empty() || aligned {
+                return Ok(None);
+            }
+            let condition = match condition {
+                [Token::Text(text)] => {
+                    let key = words::key(text);
+                    let bare = ["if ", "when ", "for "]
+                        .iter()
+                        .find_map(|start| key.strip_prefix(start));
+                    Answer::Text(bare.unwrap_or(&key).to_string())
+                }
+                condition => self.answer(condition, depth + 1)?,
+            };
+            pieces.push(Answer::Bracketed {
+                open: PIECE,
+                items: vec![self.answer(value, depth + 1)?, condition],
+                close: PIECE,
+            });
+        }
+        Ok((pieces.len() > 1).then_some(Answer::List {
+            items: pieces,
+            or: false,
+        }))
+    }
+
     /// `x \mid x < 3` between braces.
     fn builder(&self, inner: &[Token], depth: usize) -> Result<Option<Answer>, Stop> {
         let bar = at_depth_zero(inner)
@@ -339,7 +430,8 @@ impl Statement<'_> {
         {
             return Ok(None);
         }
-        let condition = self.answer(&inner[at + 1..], depth + 1)?;
+        let (condition, _) = parameters::declared(inner[at + 1..].to_vec(), self.budget)?;
+        let condition = self.answer(&condition, depth + 1)?;
         Ok(Some(Answer::Builder(Box::new(condition))))
     }
 
@@ -350,7 +442,7 @@ impl Statement<'_> {
         }
         // A time's suffix belongs to all of it.
         if let Some(Token::Text(suffix) | Token::Word(suffix)) = tokens.last()
-            && let Some(unit) = Unit::read(suffix, None)
+            && let Some(unit) = Unit::read(suffix, None).filter(|unit| unit.known)
         {
             let value = self.answer(&tokens[..tokens.len() - 1], depth + 1)?;
             return Ok(Some(Answer::Quantity {
@@ -383,6 +475,9 @@ impl Statement<'_> {
     }
 }
 
+/// The brackets of a value with its condition, which no text has.
+const PIECE: char = '¦';
+
 const LIST_MARKS: [Token; 3] = [Token::Sign(','), Token::And, Token::Or];
 
 /// The first less all others.
@@ -395,6 +490,11 @@ fn difference(sets: Vec<Answer>) -> Parsed {
     Ok(sets.fold(first, |left, right| {
         Answer::Difference(Box::new(left), Box::new(right))
     }))
+}
+
+/// The name of a segment, and what may follow behind a colon.
+fn are_capitals(tokens: &[Token]) -> bool {
+    matches!(tokens.first(), Some(Token::Word(word)) if word.bytes().all(|b| b.is_ascii_uppercase()))
 }
 
 fn name_of(expr: &Expr) -> Option<String> {

@@ -146,7 +146,8 @@ impl Comparison<'_> {
                 false => decided(false, "different brackets"),
             },
             (Answer::List { items: a, .. }, Answer::List { items: b, .. }) => {
-                self.in_any_order(a, &without_repeats(a, b), "lists in any order")
+                let once = without_repeats(a, b, self.budget)?;
+                self.in_any_order(a, &once, "lists in any order")
             }
             (
                 Answer::Value {
@@ -528,18 +529,23 @@ impl Comparison<'_> {
 
 /// The answer's tuples, each once, where the gold answer has none twice: a
 /// solution named again is still one.
-fn without_repeats<'a>(gold: &[Answer], answer: &'a [Answer]) -> Cow<'a, [Answer]> {
+fn without_repeats<'a>(
+    gold: &[Answer],
+    answer: &'a [Answer],
+    budget: &Budget,
+) -> Result<Cow<'a, [Answer]>, Stop> {
     let tuple = |item: &Answer| matches!(item, Answer::Bracketed { .. });
     if answer.len() <= gold.len() || answer.len() > 64 || !answer.iter().all(tuple) {
-        return Cow::Borrowed(answer);
+        return Ok(Cow::Borrowed(answer));
     }
+    budget.spend(answer.len() * answer.len() * 16)?;
     let mut once: Vec<Answer> = Vec::with_capacity(answer.len());
     for item in answer {
         if !once.contains(item) {
             once.push(item.clone());
         }
     }
-    Cow::Owned(once)
+    Ok(Cow::Owned(once))
 }
 
 /// Digits of a decimal from the first that is not zero.
