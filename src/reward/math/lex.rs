@@ -298,7 +298,12 @@ impl Lexer<'_> {
             self.at += skipped + length;
             return Some(content);
         }
-        let end = closing_brace(trimmed)?;
+        // A brace that nobody closes is looked for to the end: many are paid for.
+        self.budget.spend(1).ok()?;
+        let Some(end) = closing_brace(trimmed) else {
+            self.budget.spend(trimmed.len() / 64).ok()?;
+            return None;
+        };
         let content = trimmed[1..end].to_string();
         self.at += skipped + end + 1;
         Some(content)
