@@ -81,6 +81,9 @@ pub fn joined(completion: &str, last: &Range<usize>) -> Option<Found> {
     }
     let visible = after_thinking(completion);
     let from = from.max(visible.start);
+    if from >= last.end {
+        return None;
+    }
     let mut list: Vec<Found> = boxes(&completion[from..last.end]);
     let mut kept: Vec<Found> = vec![list.pop()?];
     while let Some(mut found) = list.pop() {

@@ -78,6 +78,13 @@ impl Grader {
     }
 
     fn judge(&self, gold: &str, answer: String) -> Verdict {
+        // A gold answer may be a whole solution.
+        let boxed = match gold.contains("\\boxed") {
+            true => extract::last_box(gold).filter(|found| !found.content.is_empty()),
+            false => None,
+        };
+        let boxed = boxed.map(|found| extract::joined(gold, &found.range).unwrap_or(found));
+        let gold = boxed.as_ref().map_or(gold, |found| &found.content);
         let Match {
             equal,
             undecided,

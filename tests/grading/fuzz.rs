@@ -14,6 +14,23 @@ use super::hostile::{cpu_time, limit};
 
 /// What mutations put in.
 const PIECES: &[&str] = &[
+    "k \\in \\mathbb{Z}",
+    ", n \\in \\mathbb{Z}",
+    "\\pmod{7}",
+    "\\text{ and its permutations}",
+    "(A) ",
+    "\\text{ ft }",
+    "\\text{ million}",
+    "\\begin{cases}",
+    "\\end{cases}",
+    "|x|<",
+    "x^2<",
+    "\\text{ for some } k",
+    "\\text{ to }",
+    "①",
+    "...",
+    "ext{",
+    "C",
     "\\frac{",
     "}",
     "{",

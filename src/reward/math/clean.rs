@@ -14,6 +14,7 @@ pub fn clean(text: &str) -> String {
     }
     let text = without_markers(text);
     let text = single_backslashes(&text);
+    let text = lost_backslashes(text);
     let mut out = String::with_capacity(text.len() + 16);
     // Which script the digits just written stand in.
     let mut script: Option<char> = None;
@@ -35,6 +36,14 @@ pub fn clean(text: &str) -> String {
         }
         let rest = &text[at + c.len_utf8()..];
         match c {
+            // Numbers of statements: "②③" lists two.
+            '①'..='⑳' => {
+                let number = c as u32 - '①' as u32 + 1;
+                out.push_str(&number.to_string());
+                if rest.starts_with(|c| ('①'..='⑳').contains(&c)) {
+                    out.push(',');
+                }
+            }
             '\u{c}' | '\t' | '\u{8}' => out.push_str(broken_escape(c, rest)),
             '$' => {
                 if out.ends_with('\\') {
@@ -135,6 +144,34 @@ fn single_backslashes(text: &str) -> String {
         }
     }
     out
+}
+
+/// `rac{1}{2}` and `ext{no}`: a reader of escapes took the backslash and the
+/// letter behind it.
+fn lost_backslashes(text: String) -> String {
+    const LOST: [(&str, &str); 3] = [("rac{", "\\f"), ("ext{", "\\t"), ("egin{", "\\b")];
+    let mut text = text;
+    for (tail, head) in LOST {
+        if !text.contains(tail) {
+            continue;
+        }
+        let mut out = String::with_capacity(text.len() + 8);
+        let mut rest = text.as_str();
+        while let Some(at) = rest.find(tail) {
+            let before = rest[..at].chars().next_back().or(out.chars().next_back());
+            out.push_str(&rest[..at]);
+            // The tab or form feed itself is mended where signs are.
+            let whole = |c: char| c.is_alphabetic() || c == '\\' || c.is_ascii_control();
+            if !before.is_some_and(whole) {
+                out.push_str(head);
+            }
+            out.push_str(tail);
+            rest = &rest[at + tail.len()..];
+        }
+        out.push_str(rest);
+        text = out;
+    }
+    text
 }
 
 /// What a JSON reader made of `\frac`, `\text`, `\begin` with one backslash.
@@ -298,6 +335,9 @@ mod tests {
             ("\\\\frac{1}{2}", "\\frac{1}{2}"),
             ("1+\u{c}rac{1}{2}", "1+\\frac{1}{2}"),
             ("4:30 p.m.", "4:30 pm"),
+            ("②③", "2,3"),
+            ("[rac{1}{e},\\frac{1}{2}]", "[\\frac{1}{e},\\frac{1}{2}]"),
+            ("ext{no}", "\\text{no}"),
         ] {
             assert_eq!(clean(text), expected, "{text}");
         }

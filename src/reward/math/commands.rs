@@ -7,7 +7,9 @@ pub(super) const FUNCTIONS: &[&str] = &[
     "sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "arccot", "asin",
     "acos", "atan", "sinh", "cosh", "tanh", "ln", "log", "lg", "exp", "gcd", "lcm", "max", "min",
     "floor", "ceil", "bmod", "mod", "pmod", "sum", "prod", "int", "lim", "infty", "abs", "circ",
-    "ldots", "cdots", "forall", "sgn", "deg",
+    "ldots", "cdots", "dots", "dotsc", "forall", "sgn", "deg", "tg", "ctg", "arctg", "arcctg",
+    "cosec", "arsinh", "arcosh", "artanh", "arcsinh", "arccosh", "arctanh", "asinh", "acosh",
+    "atanh", "det",
 ];
 
 /// Commands that are signs.
@@ -68,14 +70,17 @@ pub(super) const SIGNS: &[(&str, &str)] = &[
     ("percent", "%"),
     ("emptyset", "∅"),
     ("varnothing", "∅"),
-    ("dots", "…"),
-    ("dotsc", "…"),
     ("iff", "⇒"),
     ("implies", "⇒"),
     ("Rightarrow", "⇒"),
     ("rightarrow", "⇒"),
     ("to", "⇒"),
     ("equiv", "≡"),
+];
+
+/// Signs that a letter may follow without a space, which TeX would not read.
+pub(super) const GLUED: &[&str] = &[
+    "lvert", "rvert", "vert", "mid", "lbrack", "lbrace", "lfloor", "lceil", "cdot", "times",
 ];
 
 /// Commands that change nothing but the looks.

@@ -62,10 +62,11 @@ impl Parser<'_> {
             "ceil" => Expr::Call(Function::Ceil, vec![self.function_argument()?]),
             "abs" => Expr::Call(Function::Abs, vec![self.function_argument()?]),
             "sum" | "prod" => self.series(name == "prod")?,
-            "ldots" | "cdots" => Expr::Symbol("\\ldots".into()),
-            _ => match trigonometric(name) {
-                Some(function) => self.trigonometry(function)?,
-                None => return Err(Stop::Unreadable),
+            "ldots" | "cdots" | "dots" | "dotsc" => Expr::Symbol("\\ldots".into()),
+            _ => match (trigonometric(name), area(name)) {
+                (Some(function), _) => self.trigonometry(function)?,
+                (_, Some(function)) => inverse_hyperbolic(function, self.function_argument()?),
+                _ => return Err(Stop::Unreadable),
             },
         })
     }
@@ -108,6 +109,9 @@ impl Parser<'_> {
         let argument = self.function_argument()?;
         match exponent {
             Some(Expr::Number(n)) if n == -BigRational::one() => {
+                if matches!(function, Function::Sinh | Function::Cosh | Function::Tanh) {
+                    return Ok(inverse_hyperbolic(function, argument));
+                }
                 let inverse = match function {
                     Function::Sin => Function::Arcsin,
                     Function::Cos => Function::Arccos,
@@ -238,17 +242,46 @@ fn trigonometric(name: &str) -> Option<Function> {
     Some(match name {
         "sin" => Function::Sin,
         "cos" => Function::Cos,
-        "tan" => Function::Tan,
-        "cot" => Function::Cot,
+        "tan" | "tg" => Function::Tan,
+        "cot" | "ctg" => Function::Cot,
         "sec" => Function::Sec,
-        "csc" => Function::Csc,
+        "csc" | "cosec" => Function::Csc,
         "arcsin" | "asin" => Function::Arcsin,
         "arccos" | "acos" => Function::Arccos,
-        "arctan" | "atan" => Function::Arctan,
-        "arccot" => Function::Arccot,
+        "arctan" | "atan" | "arctg" => Function::Arctan,
+        "arccot" | "arcctg" => Function::Arccot,
         "sinh" => Function::Sinh,
         "cosh" => Function::Cosh,
         "tanh" => Function::Tanh,
         _ => return None,
     })
+}
+
+/// The hyperbolic function that a name inverts.
+fn area(name: &str) -> Option<Function> {
+    Some(match name {
+        "arsinh" | "arcsinh" | "asinh" => Function::Sinh,
+        "arcosh" | "arccosh" | "acosh" => Function::Cosh,
+        "artanh" | "arctanh" | "atanh" => Function::Tanh,
+        _ => return None,
+    })
+}
+
+/// Inverse hyperbolic functions as the logarithms that they are.
+fn inverse_hyperbolic(function: Function, x: Expr) -> Expr {
+    let ln = |of: Expr| Expr::Call(Function::Ln, vec![of]);
+    let one = || Expr::integer(1);
+    if function == Function::Tanh {
+        let above = Expr::sum(vec![one(), x.clone()]);
+        let below = Expr::sum(vec![one(), x.negate()]);
+        return ln(above.divide(below)).divide(Expr::integer(2));
+    }
+    let square = x.clone().power(Expr::integer(2));
+    let unit = match function {
+        Function::Sinh => one(),
+        _ => Expr::integer(-1),
+    };
+    let radicand = Expr::sum(vec![square, unit]);
+    let root = Expr::Call(Function::Root, vec![radicand, Expr::integer(2)]);
+    ln(Expr::sum(vec![x, root]))
 }

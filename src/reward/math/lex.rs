@@ -4,7 +4,7 @@
 use num_rational::BigRational;
 
 use super::budget::{Budget, Stop};
-use super::commands::{FUNCTIONS, IGNORED, SIGNS};
+use super::commands::{FUNCTIONS, GLUED, IGNORED, SIGNS};
 
 /// A piece of a formula.
 #[derive(Clone, Debug, PartialEq)]
@@ -267,7 +267,17 @@ impl Lexer<'_> {
             "cancel" | "not" => return Err(Stop::Unreadable),
             _ => match FUNCTIONS.iter().find(|known| **known == name) {
                 Some(known) => self.tokens.push(Token::Command(known)),
-                None => self.tokens.push(letter(name)),
+                None => match GLUED.iter().find(|sign| name.starts_with(**sign)) {
+                    Some(sign) => {
+                        self.at -= name.len() - sign.len();
+                        let known = SIGNS.iter().find(|(known, _)| known == sign);
+                        known
+                            .map_or("", |(_, signs)| signs)
+                            .chars()
+                            .for_each(|c| self.sign(c));
+                    }
+                    None => self.tokens.push(letter(name)),
+                },
             },
         }
         Ok(())
@@ -288,7 +298,12 @@ impl Lexer<'_> {
             self.at += skipped + length;
             return Some(content);
         }
-        let end = closing_brace(trimmed)?;
+        // A brace that nobody closes is looked for to the end: many are paid for.
+        self.budget.spend(1).ok()?;
+        let Some(end) = closing_brace(trimmed) else {
+            self.budget.spend(trimmed.len() / 64).ok()?;
+            return None;
+        };
         let content = trimmed[1..end].to_string();
         self.at += skipped + end + 1;
         Some(content)

@@ -13,24 +13,34 @@
 //! All of it counts its steps against one [`budget`]. The policy for doubtful
 //! cases stands in `docs/reward.md`.
 
+mod arrangements;
 mod budget;
+mod choice;
 mod clean;
 mod commands;
+mod congruences;
 mod equal;
 mod exact;
 mod expression;
 mod functions;
+mod inequality;
 mod lex;
 mod machine;
+mod measures;
 mod modular;
+mod named;
 mod nesting;
 mod normal;
 mod numerals;
 mod numeric;
+mod parameters;
 mod phrases;
 mod precise;
+mod quantities;
+mod ranges;
 mod relations;
 mod repair;
+mod sentences;
 mod sets;
 mod statement;
 mod structure;
@@ -72,6 +82,17 @@ impl Match {
 
 /// Compares an answer with the gold answer. An empty side equals nothing.
 pub fn compare(gold: &str, answer: &str, lenient: bool) -> Match {
+    compare_within(gold, answer, lenient, &Budget::new(), true)
+}
+
+/// The same within what is left of a budget; with choices' letters or without.
+fn compare_within(
+    gold: &str,
+    answer: &str,
+    lenient: bool,
+    budget: &Budget,
+    choices: bool,
+) -> Match {
     let (gold, answer) = (gold.trim(), answer.trim());
     if let Some(decided) = plainly(gold, answer) {
         return decided;
@@ -79,7 +100,6 @@ pub fn compare(gold: &str, answer: &str, lenient: bool) -> Match {
     if gold.len() > LONGEST || answer.len() > LONGEST {
         return Match::undecided("undecided: too long to read");
     }
-    let budget = Budget::new();
     let (gold, answer) = (clean::clean(gold), clean::clean(answer));
     if words::key(&gold).is_empty() && !gold.contains(['∅', '\\']) {
         return Match::new(false, "the gold answer is empty");
@@ -87,29 +107,45 @@ pub fn compare(gold: &str, answer: &str, lenient: bool) -> Match {
     if answer.is_empty() {
         return Match::new(false, "the answer is empty");
     }
+    if choices && let Some(decided) = as_choices(&gold, &answer, lenient, budget) {
+        return decided;
+    }
     let parsed = [&gold, &answer].map(|text| {
-        let parsed = statement::parse(text, &budget)?;
-        normal::normal(parsed, &budget)
+        let (parsed, parameters) = statement::read(text, budget)?;
+        Ok((normal::normal(parsed, budget)?, parameters))
     });
-    let [wanted, found] = match parsed {
+    let [(wanted, wanted_names), (found, found_names)] = match parsed {
         [Ok(gold), Ok(answer)] => [gold, answer],
         [Err(Stop::Budget), _] | [_, Err(Stop::Budget)] => {
             return Match::undecided("undecided: too much to read");
         }
         _ => return as_text(&gold, &answer),
     };
-    let comparison = Comparison {
-        budget: &budget,
-        lenient,
-    };
+    let comparison = Comparison { budget, lenient };
     match comparison.same(&wanted, &found) {
+        Ok((true, _)) if parameters::disagree(&wanted_names, &found_names) => {
+            Match::new(false, "not equal: a parameter of another set")
+        }
         Ok((true, rule)) => Match::new(true, rule),
         Ok((false, rule)) => match as_words(&wanted, &found, &gold, &answer) {
             Some(equal) => equal,
             None if has_decimal_comma(&wanted, &gold, &answer) => {
                 Match::new(true, "a comma for the decimal point")
             }
-            None => Match::new(false, format!("not equal: {rule}")),
+            None => {
+                let renamed = comparison
+                    .with_renamed(&wanted, &wanted_names, &found, &found_names)
+                    .and_then(|equal| {
+                        Ok(equal || comparison.shifted(&wanted, &wanted_names, &found)?)
+                    });
+                match renamed {
+                    Ok(true) => Match::new(true, "the same with other names of parameters"),
+                    Err(Stop::Budget) => {
+                        Match::undecided("undecided: the budget of steps is spent")
+                    }
+                    _ => Match::new(false, format!("not equal: {rule}")),
+                }
+            }
         },
         Err(Stop::Budget) => Match::undecided("undecided: the budget of steps is spent"),
         Err(Stop::Undefined) => Match::new(false, "not equal: a value that does not exist"),
@@ -131,6 +167,39 @@ pub fn key(answer: &str) -> String {
         Ok(Answer::Value { value, .. }) => format!("{value:?}"),
         Ok(read) => format!("{read:?}"),
         Err(_) => words::key(&cleaned),
+    }
+}
+
+/// A choice's letter with what it stands for: either earns the other, and
+/// where both have both, both must be the same.
+fn as_choices(gold: &str, answer: &str, lenient: bool, budget: &Budget) -> Option<Match> {
+    let compare = |gold: &str, answer: &str| compare_within(gold, answer, lenient, budget, false);
+    let named = |equal: bool| {
+        let rule = if equal {
+            "the letter of a choice"
+        } else {
+            "not equal: another choice"
+        };
+        Some(Match::new(equal, rule))
+    };
+    let same = |letter: &str, other: char| letter.starts_with(other);
+    match (choice::choice(gold), choice::choice(answer)) {
+        (Some((a, x)), Some((b, y))) => {
+            let equal = a == b && (words::key(x) == words::key(y) || compare(x, y).equal);
+            named(equal)
+        }
+        (Some((a, x)), None) => match choice::letter(answer) {
+            Some(letter) => named(same(a, letter)),
+            None => Some(compare(x, answer)),
+        },
+        (None, Some((b, y))) => match choice::letter(gold) {
+            Some(letter) => named(same(b, letter)),
+            None => {
+                let value = compare(gold, y);
+                value.equal.then_some(value)
+            }
+        },
+        (None, None) => None,
     }
 }
 
@@ -212,6 +281,6 @@ fn as_words(wanted: &Answer, found: &Answer, gold: &str, answer: &str) -> Option
     if !has_words(wanted) && !has_words(found) {
         return None;
     }
-    let key = words::key(gold);
-    (!key.is_empty() && key == words::key(answer)).then(|| Match::new(true, "the same words"))
+    sentences::same(&words::key(gold), &words::key(answer))
+        .then(|| Match::new(true, "the same words"))
 }

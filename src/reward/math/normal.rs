@@ -2,6 +2,7 @@
 //! as two values, lists with one label, assignments in groups.
 
 use super::budget::{Budget, Stop};
+use super::ranges::written_out;
 use super::tree::{Answer, Constant, Expr, Sign};
 
 /// Values that plus-minus signs may stand for together, at most.
@@ -16,7 +17,7 @@ pub fn normal(answer: Answer, budget: &Budget) -> Result<Answer, Stop> {
             _ => list(both_signs(&value, budget)?.map(Answer::value).to_vec()),
         },
         Answer::List { items, or } => {
-            let items = flattened(items, budget)?;
+            let items = written_out(flattened(items, budget)?, budget)?;
             list_of(shared_label(grouped(items)), or)
         }
         Answer::Bracketed {
@@ -25,7 +26,7 @@ pub fn normal(answer: Answer, budget: &Budget) -> Result<Answer, Stop> {
             close,
         } => Answer::Bracketed {
             open: '{',
-            items: flattened(items, budget)?,
+            items: written_out(flattened(items, budget)?, budget)?,
             close,
         },
         Answer::Bracketed { open, items, close } => tuple(open, items, close, budget)?,
@@ -34,7 +35,11 @@ pub fn normal(answer: Answer, budget: &Budget) -> Result<Answer, Stop> {
             let last = sides.pop().ok_or(Stop::Unreadable)?;
             match normal(last, budget)? {
                 // x = 1 \pm 2: two equations.
-                Answer::List { items, or } if signs.iter().all(|sign| *sign == Sign::Equal) => {
+                Answer::List { items, or }
+                    if signs.iter().all(|sign| *sign == Sign::Equal)
+                        || signs.as_slice() == [Sign::NotEqual] =>
+                {
+                    let or = or && signs[0] == Sign::Equal;
                     let with = |item: Answer| {
                         let mut sides = sides.clone();
                         sides.push(item);
@@ -180,6 +185,19 @@ fn shared_label(mut items: Vec<Answer>) -> Vec<Answer> {
     if items.len() < 2 || items[1..].iter().any(relation) {
         return items;
     }
+    // x \ne 1, 2
+    if let Answer::Relation { sides, signs } = &items[0]
+        && signs.as_slice() == [Sign::NotEqual]
+        && is_name(&sides[0])
+    {
+        let label = sides[0].clone();
+        return std::iter::once(items[0].clone())
+            .chain(items[1..].iter().map(|item| Answer::Relation {
+                sides: vec![label.clone(), item.clone()],
+                signs: vec![Sign::NotEqual],
+            }))
+            .collect();
+    }
     if let Answer::Relation { sides, signs } = &items[0]
         && let ([label, value], [Sign::Equal]) = (sides.as_slice(), signs.as_slice())
         && is_name(label)
@@ -208,11 +226,23 @@ fn names(expr: &Expr) -> bool {
         Expr::Call(Function::Abs | Function::Sin | Function::Cos | Function::Tan, args) => {
             args.iter().all(names)
         }
-        // \angle ABC, \triangle ABC
-        Expr::Product(factors) => factors.iter().all(names)
-            && factors.iter().any(
-                |factor| matches!(factor, Expr::Symbol(s) if s == "\\angle" || s == "\\triangle"),
-            ),
+        // \frac{AB}{CD}, AB + BC
+        Expr::Product(factors) => {
+            // \angle ABC, \triangle ABC
+            let figure = |factor: &Expr| matches!(factor, Expr::Symbol(s) if s == "\\angle" || s == "\\triangle");
+            factors.iter().all(names) && factors.iter().any(figure) || is_of_segments(expr)
+        }
+        Expr::Sum(_) | Expr::Power(..) => is_of_segments(expr),
+        _ => false,
+    }
+}
+
+/// Whether an expression is of lengths between points alone.
+fn is_of_segments(expr: &Expr) -> bool {
+    match expr {
+        Expr::Symbol(name) => name.len() >= 2 && name.bytes().all(|b| b.is_ascii_uppercase()),
+        Expr::Product(parts) | Expr::Sum(parts) => parts.iter().all(is_of_segments),
+        Expr::Power(base, exponent) => is_of_segments(base) && exponent.as_number().is_some(),
         _ => false,
     }
 }

@@ -37,6 +37,10 @@ impl Lexer<'_> {
                 repeating = repeated.len();
                 fraction.push_str(&repeated);
                 self.at = end;
+            } else if let Some((period, end)) = self.repeats(&fraction) {
+                fraction.push_str(&period);
+                repeating = period.len();
+                self.at = end;
             }
             digits.push_str(&fraction);
         }
@@ -67,6 +71,34 @@ impl Lexer<'_> {
             spaced,
         }));
         Ok(())
+    }
+
+    /// `0.333...`, `0.1212\ldots` and, at the end of a text, `0.1(6)`: the
+    /// digits that go on for ever and where that is said.
+    fn repeats(&self, fraction: &str) -> Option<(String, usize)> {
+        let rest = self.rest();
+        if let Some(inner) = rest.strip_prefix('(') {
+            let period = inner.strip_suffix(')')?;
+            let fits =
+                (1..=6).contains(&period.len()) && period.bytes().all(|b| b.is_ascii_digit());
+            return fits.then(|| (period.to_string(), self.text.len()));
+        }
+        let dots = ["...", "\\ldots", "\\dots", "\\cdots"]
+            .iter()
+            .find(|dots| rest.starts_with(**dots))?;
+        let end = self.at + dots.len();
+        (1..=6)
+            .map(|length| (length, length * if length == 1 { 3 } else { 2 }))
+            .filter(|(_, seen)| *seen <= fraction.len())
+            .find_map(|(length, seen)| {
+                let tail = &fraction[fraction.len() - seen..];
+                let period = &tail[..length];
+                let again = tail
+                    .as_bytes()
+                    .chunks(length)
+                    .all(|c| c == period.as_bytes());
+                again.then(|| (period.to_string(), end))
+            })
     }
 
     fn digits(&mut self) -> String {

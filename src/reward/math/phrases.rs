@@ -2,6 +2,7 @@
 
 use super::lex::Token;
 use super::nesting::at_depth_zero;
+use super::sentences;
 use super::tree::Answer;
 use super::words;
 
@@ -16,6 +17,7 @@ pub(super) fn is_unit(token: &Token, before: Option<&Token>) -> bool {
                 // Words behind words: "15th day".
                 || matches!(before, Some(Token::Word(w)) if words::canonical(w).is_some())
         }
+        Token::Command("min") => matches!(before, Some(Token::Number(_))),
         Token::Sign('/') => matches!(before, Some(Token::Text(_) | Token::Word(_))),
         _ => false,
     }
@@ -24,6 +26,7 @@ pub(super) fn is_unit(token: &Token, before: Option<&Token>) -> bool {
 pub(super) fn text_of(token: &Token) -> Option<&str> {
     match token {
         Token::Text(text) | Token::Word(text) => Some(text),
+        Token::Command("min") => Some("min"),
         Token::Sign('/') => Some("per"),
         _ => None,
     }
@@ -62,9 +65,8 @@ pub(super) fn text_answer(words: &[String]) -> Answer {
     match words::key(&joined).as_str() {
         "all real numbers" | "all reals" | "real numbers" | "the real numbers"
         | "all real values" => return Answer::Reals,
-        "empty set" | "the empty set" | "no solution" | "no solutions" | "no real solutions" => {
-            return Answer::Empty;
-        }
+        "empty set" | "the empty set" => return Answer::Empty,
+        key if sentences::says_none(key) => return Answer::Empty,
         _ => {}
     }
     let items: Vec<Answer> = joined
@@ -148,6 +150,10 @@ pub(super) fn is_qualifier(token: &Token) -> bool {
                 "for every",
                 "for each",
                 "for real",
+                "for some",
+                "for integer",
+                "for integers",
+                "for arbitrary",
                 "where",
             ]
             .iter()

@@ -8,6 +8,64 @@ use super::structure::{Comparison, decided};
 use super::tree::{Answer, Expr, Sign};
 
 impl Comparison<'_> {
+    /// `p = 2, q = 3` against `(2, 3)`, and against a bare list where these
+    /// are the gold answer's names; `x = y = z = 1` against `(1, 1, 1)`.
+    pub(super) fn named_in_order(&self, gold: &Answer, answer: &Answer) -> Option<Decision> {
+        const RULE: &str = "values of names in order";
+        let ordered = |list: &Answer| match list {
+            Answer::List { items, or: false } => values_of_names(items),
+            Answer::Relation { sides, signs } => value_of_all(sides, signs),
+            _ => None,
+        };
+        fn tuple(answer: &Answer) -> Option<&[Answer]> {
+            match answer {
+                Answer::Bracketed {
+                    open: '(',
+                    items,
+                    close: ')',
+                } => Some(items.as_slice()),
+                Answer::Relation { sides, signs } => match (sides.as_slice(), signs.as_slice()) {
+                    (
+                        [
+                            Answer::Bracketed { .. },
+                            Answer::Bracketed {
+                                open: '(',
+                                items,
+                                close: ')',
+                            },
+                        ],
+                        [Sign::Equal],
+                    ) => Some(items.as_slice()),
+                    _ => None,
+                },
+                _ => None,
+            }
+        }
+        if let Some(items) = tuple(answer)
+            && let Some(values) = ordered(gold)
+        {
+            return Some(self.in_order(&values, items, RULE));
+        }
+        if let Some(items) = tuple(gold)
+            && let Some(values) = ordered(answer)
+        {
+            return Some(self.in_order(items, &values, RULE));
+        }
+        match (gold, answer) {
+            (Answer::List { items: a, .. }, Answer::List { items: b, .. }) => {
+                let bare = |item: &Answer| !matches!(item, Answer::Relation { .. });
+                let values = values_of_names(a).filter(|_| b.iter().all(bare))?;
+                Some(self.in_order(&values, b, RULE))
+            }
+            (Answer::Relation { .. }, Answer::List { .. })
+            | (Answer::List { .. }, Answer::Relation { .. }) => {
+                let (a, b) = (ordered(gold)?, ordered(answer)?);
+                Some(self.in_order(&a, &b, RULE))
+            }
+            _ => None,
+        }
+    }
+
     pub(super) fn relations(&self, gold: &Answer, answer: &Answer) -> Decision {
         match (gold, answer) {
             (Answer::Relation { sides: a, signs: p }, Answer::Relation { sides: b, signs: q }) => {
@@ -200,6 +258,60 @@ impl Comparison<'_> {
         let (equal, _) = same_value(&at(value), &Expr::integer(0), self.budget)?;
         decided(equal, "an equation, solved")
     }
+}
+
+/// The values of a list that gives each of several variables one.
+fn values_of_names(items: &[Answer]) -> Option<Vec<Answer>> {
+    if items.len() < 2 || items.len() > 12 {
+        return None;
+    }
+    let mut names: Vec<&str> = Vec::with_capacity(items.len());
+    let mut values = Vec::with_capacity(items.len());
+    for item in items {
+        let Answer::Relation { sides, signs } = item else {
+            return None;
+        };
+        let ([label, value], [Sign::Equal]) = (sides.as_slice(), signs.as_slice()) else {
+            return None;
+        };
+        let name = match label {
+            Answer::Value {
+                value: Expr::Symbol(name),
+                ..
+            } => name,
+            // A segment's ends; "max" and "min" come in any order.
+            Answer::Text(name) if name.len() == 2 => name,
+            _ => return None,
+        };
+        // x_1 and x_2 are two values of one x, in no order.
+        let base = name.split_once('_').map_or(name.as_str(), |(base, _)| base);
+        if names.contains(&base) {
+            return None;
+        }
+        names.push(base);
+        values.push(value.clone());
+    }
+    Some(values)
+}
+
+/// The value of `x = y = z = 1`, once for each name.
+fn value_of_all(sides: &[Answer], signs: &[Sign]) -> Option<Vec<Answer>> {
+    let (value, names) = sides.split_last()?;
+    let variable = |side: &Answer| {
+        matches!(
+            side,
+            Answer::Value {
+                value: Expr::Symbol(_),
+                ..
+            }
+        )
+    };
+    let fits = names.len() >= 2
+        && names.len() <= 12
+        && signs.iter().all(|sign| *sign == Sign::Equal)
+        && names.iter().all(variable)
+        && !variable(value);
+    fits.then(|| vec![value.clone(); names.len()])
 }
 
 /// What a chain of equalities says its first side, a name, is.

@@ -9,7 +9,21 @@ use super::words;
 
 /// One form for degree signs, ordinals and the digits of `\frac12`.
 pub fn repair(tokens: Vec<Token>) -> Vec<Token> {
-    split_raised_words(split_fraction_digits(raised_signs(tokens)))
+    split_raised_words(split_fraction_digits(raised_signs(ratios_in_words(tokens))))
+}
+
+/// `3 \text{ to } 4` as `3 : 4`.
+fn ratios_in_words(mut tokens: Vec<Token>) -> Vec<Token> {
+    let to = |token: &Token| match token {
+        Token::Text(text) | Token::Word(text) => text == "to",
+        _ => false,
+    };
+    if let [Token::Number(_), word, Token::Number(_)] = tokens.as_slice()
+        && to(word)
+    {
+        tokens[1] = Token::Sign(':');
+    }
+    tokens
 }
 
 /// `xy^2` raises y alone; `cm^2` is a unit.

@@ -3,31 +3,32 @@
 
 use super::budget::{Budget, Stop};
 use super::equal::same_value;
+use super::inequality::relation;
 use super::machine::Machine;
 use super::numeric::Evaluation;
 use super::tree::{Answer, Constant, Expr, Sign};
 
 /// One end of an interval.
 #[derive(Clone, Debug)]
-struct End {
+pub(super) struct End {
     /// Plus or minus infinity as it is, else a constant.
-    value: Expr,
+    pub(super) value: Expr,
     /// The same, for sorting.
-    at: f64,
-    closed: bool,
+    pub(super) at: f64,
+    pub(super) closed: bool,
 }
 
 #[derive(Clone, Debug)]
-struct Interval {
-    low: End,
-    high: End,
+pub(super) struct Interval {
+    pub(super) low: End,
+    pub(super) high: End,
 }
 
 /// A set of real numbers.
 #[derive(Clone, Debug)]
 pub struct RealSet {
     /// Sorted, apart from each other.
-    intervals: Vec<Interval>,
+    pub(super) intervals: Vec<Interval>,
 }
 
 /// Whether an answer can only mean a set of numbers, as `(1,2)` does not.
@@ -149,7 +150,7 @@ impl RealSet {
         Ok(total)
     }
 
-    fn all() -> RealSet {
+    pub(super) fn all() -> RealSet {
         RealSet {
             intervals: vec![Interval {
                 low: infinity(false),
@@ -158,14 +159,14 @@ impl RealSet {
         }
     }
 
-    fn between(low: End, high: End) -> Option<RealSet> {
+    pub(super) fn between(low: End, high: End) -> Option<RealSet> {
         (low.at < high.at || near(low.at, high.at) && low.closed && high.closed).then(|| RealSet {
             intervals: vec![Interval { low, high }],
         })
     }
 
     /// Sorted, with what touches joined.
-    fn of(mut intervals: Vec<Interval>) -> RealSet {
+    pub(super) fn of(mut intervals: Vec<Interval>) -> RealSet {
         intervals.sort_by(|a, b| {
             a.low
                 .at
@@ -192,13 +193,13 @@ impl RealSet {
         RealSet { intervals: joined }
     }
 
-    fn union(self, other: RealSet) -> RealSet {
+    pub(super) fn union(self, other: RealSet) -> RealSet {
         let mut intervals = self.intervals;
         intervals.extend(other.intervals);
         RealSet::of(intervals)
     }
 
-    fn complement(self) -> RealSet {
+    pub(super) fn complement(self) -> RealSet {
         let mut intervals = Vec::with_capacity(self.intervals.len() + 1);
         let mut low = infinity(false);
         for interval in self.intervals {
@@ -220,7 +221,7 @@ impl RealSet {
         RealSet { intervals }
     }
 
-    fn intersection(self, other: RealSet) -> RealSet {
+    pub(super) fn intersection(self, other: RealSet) -> RealSet {
         self.complement().union(other.complement()).complement()
     }
 
@@ -241,10 +242,11 @@ impl RealSet {
 }
 
 fn near(a: f64, b: f64) -> bool {
-    a == b || (a - b).abs() <= 1e-11 * a.abs().max(b.abs()).max(1e-3)
+    let finite = a.is_finite() && b.is_finite();
+    a == b || finite && (a - b).abs() <= 1e-11 * a.abs().max(b.abs()).max(1e-3)
 }
 
-fn infinity(positive: bool) -> End {
+pub(super) fn infinity(positive: bool) -> End {
     let infinity = Expr::Constant(Constant::Infinity);
     End {
         at: match positive {
@@ -260,7 +262,7 @@ fn infinity(positive: bool) -> End {
 }
 
 /// A constant as an end, `None` for anything else.
-fn end(answer: &Answer, closed: bool, budget: &Budget) -> Result<Option<End>, Stop> {
+pub(super) fn end(answer: &Answer, closed: bool, budget: &Budget) -> Result<Option<End>, Stop> {
     let value = match answer {
         Answer::Value { value, .. } => value,
         Answer::Quantity { value, .. } => match &**value {
@@ -281,7 +283,7 @@ fn end(answer: &Answer, closed: bool, budget: &Budget) -> Result<Option<End>, St
 }
 
 /// The real number that a constant is.
-fn number(value: &Expr, budget: &Budget) -> Result<Option<f64>, Stop> {
+pub(super) fn number(value: &Expr, budget: &Budget) -> Result<Option<f64>, Stop> {
     if !value.symbols().is_empty() {
         return Ok(None);
     }
@@ -296,108 +298,4 @@ fn number(value: &Expr, budget: &Budget) -> Result<Option<f64>, Stop> {
         Ok(_) | Err(Stop::Undefined | Stop::Unreadable) => Ok(None),
         Err(stop) => Err(stop),
     }
-}
-
-/// The numbers that satisfy `a < x <= b`, `x > a`, `-2x >= 4`.
-fn relation(sides: &[Answer], signs: &[Sign], budget: &Budget) -> Result<Option<RealSet>, Stop> {
-    let mut values = Vec::with_capacity(sides.len());
-    for side in sides {
-        match side {
-            Answer::Value { value, .. } => values.push(value),
-            _ => return Ok(None),
-        }
-    }
-    // The variable is a side of its own in a chain.
-    let named: Vec<usize> = (0..values.len())
-        .filter(|at| matches!(values[*at], Expr::Symbol(_) | Expr::Apply(..)))
-        .collect();
-    let [variable] = named.as_slice() else {
-        return linear(&values, signs, budget);
-    };
-    let mut set = RealSet::all();
-    for (at, value) in values.iter().enumerate() {
-        if at == *variable {
-            continue;
-        }
-        if at.abs_diff(*variable) > 1 {
-            return Ok(None);
-        }
-        let side = Answer::value((*value).clone());
-        let (sign, bound) = match at < *variable {
-            true => (signs[at].flipped(), end(&side, false, budget)?),
-            false => (signs[*variable], end(&side, false, budget)?),
-        };
-        let Some(bound) = bound else {
-            return linear(&values, signs, budget);
-        };
-        let Some(half) = half_line(sign, bound) else {
-            return Ok(None);
-        };
-        set = set.intersection(half);
-    }
-    Ok(Some(set))
-}
-
-/// The numbers on one side of `bound`.
-fn half_line(sign: Sign, mut bound: End) -> Option<RealSet> {
-    bound.closed = !matches!(sign, Sign::Less | Sign::Greater | Sign::NotEqual);
-    let point = |mut bound: End| {
-        bound.closed = true;
-        RealSet {
-            intervals: vec![Interval {
-                low: bound.clone(),
-                high: bound,
-            }],
-        }
-    };
-    Some(match sign {
-        Sign::Less | Sign::LessEqual => RealSet::between(infinity(false), bound)?,
-        Sign::Greater | Sign::GreaterEqual => RealSet::between(bound, infinity(true))?,
-        Sign::Equal => point(bound),
-        Sign::NotEqual => point(bound).complement(),
-        Sign::Congruent => return None,
-    })
-}
-
-/// `ax + b < cx + d`, solved.
-fn linear(values: &[&Expr], signs: &[Sign], budget: &Budget) -> Result<Option<RealSet>, Stop> {
-    let ([left, right], [sign]) = (values, signs) else {
-        return Ok(None);
-    };
-    let difference = Expr::sum(vec![(*left).clone(), (*right).clone().negate()]);
-    let names = difference.symbols();
-    let [name] = names.as_slice() else {
-        return Ok(None);
-    };
-    budget.spend(difference.size() * 4)?;
-    let at = |x: i64| difference.substitute(name, &Expr::integer(x));
-    let (zero, one, two) = (at(0), at(1), at(2));
-    let slope = Expr::sum(vec![one, zero.clone().negate()]);
-    let twice = Expr::sum(vec![two, zero.clone().negate()]);
-    let double = Expr::product(vec![Expr::integer(2), slope.clone()]);
-    match same_value(&twice, &double, budget) {
-        Ok((true, _)) => {}
-        Ok(_) | Err(Stop::Undefined | Stop::Unreadable) => return Ok(None),
-        Err(stop) => return Err(stop),
-    }
-    let Some(steepness) = number(&slope, budget)? else {
-        return Ok(None);
-    };
-    if steepness.abs() < 1e-12 {
-        return Ok(None);
-    }
-    let root = zero.negate().divide(slope);
-    let Some(at) = number(&root, budget)? else {
-        return Ok(None);
-    };
-    let bound = End {
-        value: root,
-        at,
-        closed: false,
-    };
-    let sign = match steepness < 0.0 {
-        true => sign.flipped(),
-        false => *sign,
-    };
-    Ok(half_line(sign, bound))
 }

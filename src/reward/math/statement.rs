@@ -4,28 +4,34 @@
 use super::budget::{Budget, DEEPEST, Stop};
 use super::expression;
 use super::lex::{Token, lex};
+use super::named::{letter_set, named_set};
 use super::nesting::{at_depth_zero, closing, split};
-use super::phrases::{
-    all_words, is_unit, text_answer, text_of, without_fillers, without_qualifiers,
-};
+use super::parameters::{self, Parameter};
+use super::phrases::{all_words, text_answer, without_fillers, without_qualifiers};
 use super::repair::repair;
 use super::tree::{Answer, Constant, Expr, Sign};
-use super::words::Unit;
+use super::words::{self, Unit};
 
 type Parsed = Result<Answer, Stop>;
 
-/// Reads a cleaned text as an answer.
-pub fn parse(text: &str, budget: &Budget) -> Parsed {
+/// Reads a cleaned text as an answer, with the parameters that it declares.
+pub fn read(text: &str, budget: &Budget) -> Result<(Answer, Vec<Parameter>), Stop> {
     let tokens = repair(lex(text, budget)?);
-    Statement { budget }.answer(&tokens, 0)
+    let (tokens, parameters) = parameters::declared(tokens, budget)?;
+    Ok((Statement { budget }.answer(&tokens, 0)?, parameters))
 }
 
-struct Statement<'a> {
-    budget: &'a Budget,
+/// Reads a cleaned text as an answer.
+pub fn parse(text: &str, budget: &Budget) -> Parsed {
+    Ok(read(text, budget)?.0)
+}
+
+pub(super) struct Statement<'a> {
+    pub(super) budget: &'a Budget,
 }
 
 impl Statement<'_> {
-    fn answer(&self, tokens: &[Token], depth: usize) -> Parsed {
+    pub(super) fn answer(&self, tokens: &[Token], depth: usize) -> Parsed {
         if depth > DEEPEST {
             return Err(Stop::Budget);
         }
@@ -34,6 +40,15 @@ impl Statement<'_> {
         let tokens = without_fillers(unqualified.as_deref().unwrap_or(tokens));
         if tokens.is_empty() {
             return Err(Stop::Unreadable);
+        }
+        if let Some(compound) = self.compound(tokens, depth)? {
+            return Ok(compound);
+        }
+        if let Some(arranged) = self.arrangements(tokens, depth)? {
+            return Ok(arranged);
+        }
+        if let Some(congruence) = self.congruence(tokens, depth)? {
+            return Ok(congruence);
         }
         for separator in [&[Token::Sign(';')][..], &LIST_MARKS] {
             let parts = split(tokens, |token| separator.contains(token));
@@ -90,7 +105,13 @@ impl Statement<'_> {
             // "Minimum: 1" labels as "Minimum = 1" does.
             let colon = at_depth_zero(tokens).find(|(_, token)| **token == Token::Sign(':'));
             match colon {
-                Some((at, _)) if all_words(&tokens[..at]).is_some() => cuts.push((at, '=')),
+                // AB : CD is a ratio.
+                Some((at, _))
+                    if all_words(&tokens[..at]).is_some()
+                        && !(are_capitals(&tokens[..at]) && are_capitals(&tokens[at + 1..])) =>
+                {
+                    cuts.push((at, '='))
+                }
                 _ => return Ok(None),
             }
         }
@@ -99,7 +120,10 @@ impl Statement<'_> {
         }
         if let Some((at, _)) = cuts.iter().find(|(_, c)| *c == '∈') {
             let names = self.answer(&tokens[..*at], depth + 1)?;
-            let set = self.answer(&tokens[at + 1..], depth + 1)?;
+            let set = match letter_set(&tokens[at + 1..]) {
+                Some(set) => set,
+                None => self.answer(&tokens[at + 1..], depth + 1)?,
+            };
             return Ok(Some(Answer::Member(Box::new(names), Box::new(set))));
         }
         let approximate = cuts.iter().position(|(_, c)| *c == '≈');
@@ -135,6 +159,43 @@ impl Statement<'_> {
 
     /// One side of a relation: a name with arguments, `T(10)`, or any answer.
     fn side(&self, tokens: &[Token], depth: usize) -> Parsed {
+        match tokens {
+            [Token::Command(name @ ("max" | "min"))] => return Ok(Answer::Text((*name).into())),
+            // f^{-1}(x)
+            [
+                Token::Letter(name),
+                Token::Sign('^'),
+                Token::Open,
+                Token::Sign('-'),
+                Token::Number(one),
+                Token::Close,
+                Token::Sign('('),
+                Token::Letter(argument),
+                Token::Sign(')'),
+            ] if one.integer && one.decimals == 0 && !name.starts_with('\\') => {
+                let value = &one.value;
+                let argument = Expr::Symbol(argument.clone());
+                let name = format!("{name}^-{value}");
+                return Ok(Answer::value(Expr::Apply(name, vec![argument])));
+            }
+            // P(X = 2)
+            [
+                Token::Letter(name),
+                Token::Sign('('),
+                inner @ ..,
+                Token::Sign(')'),
+            ] if matches!(name.as_str(), "P" | "E")
+                && closing(tokens, 1) == Some(tokens.len() - 1)
+                && inner
+                    .iter()
+                    .any(|token| matches!(token, Token::Sign(c) if "=<>≤≥|∪∩".contains(*c))) =>
+            {
+                self.budget.spend(40 * inner.len())?;
+                let event = Expr::Text(format!("{inner:?}"));
+                return Ok(Answer::value(Expr::Apply(name.clone(), vec![event])));
+            }
+            _ => {}
+        }
         // "xy = 6" says nothing of a thing called xy.
         if let [Token::Word(word)] = tokens
             && word.len() <= 3
@@ -220,14 +281,7 @@ impl Statement<'_> {
             }
             return difference(sets).map(Some);
         }
-        Ok(match tokens {
-            [Token::Command("Reals")] => Some(Answer::Reals),
-            [Token::Command(name @ ("Integers" | "Naturals" | "Rationals" | "Complexes"))] => {
-                Some(Answer::Named(name))
-            }
-            [Token::Sign('∅')] => Some(Answer::Empty),
-            _ => None,
-        })
+        Ok(named_set(tokens))
     }
 
     /// A tuple, an interval, a set or a group that encloses all there is.
@@ -251,6 +305,9 @@ impl Statement<'_> {
                 || system.len() < tokens.len())
             && !inner.contains(&Token::End)
         {
+            if let Some(pieces) = self.piecewise(inner, depth)? {
+                return Ok(Some(pieces));
+            }
             let rows: Vec<Token> = inner
                 .iter()
                 .filter(|token| **token != Token::Sign('&'))
@@ -312,6 +369,53 @@ impl Statement<'_> {
         }
     }
 
+    /// Rows of a value and its condition, as a list of both.
+    fn piecewise(&self, inner: &[Token], depth: usize) -> Result<Option<Answer>, Stop> {
+        let rows = split(inner, |token| *token == Token::Row);
+        let mut pieces = Vec::with_capacity(rows.len());
+        for row in rows {
+            if row.is_empty() {
+                continue;
+            }
+            let cells = split(row, |token| *token == Token::Sign('&'));
+            let [value, condition] = cells.as_slice() else {
+                return Ok(None);
+            };
+            let lead = |token: &&Token| match token {
+                Token::Text(text) | Token::Word(text) => {
+                    matches!(words::key(text).as_str(), "if" | "when" | "for" | "where")
+                }
+                token => **token == Token::Sign(','),
+            };
+            let skipped = condition.iter().take_while(lead).count();
+            let condition = &condition[skipped..];
+            // x &= 1 is a row of a system.
+            let aligned = matches!(condition.first(), None | Some(Token::Sign('=' | '<' | '>')));
+            if value.is_empty() || aligned {
+                return Ok(None);
+            }
+            let condition = match condition {
+                [Token::Text(text)] => {
+                    let key = words::key(text);
+                    let bare = ["if ", "when ", "for "]
+                        .iter()
+                        .find_map(|start| key.strip_prefix(start));
+                    Answer::Text(bare.unwrap_or(&key).to_string())
+                }
+                condition => self.answer(condition, depth + 1)?,
+            };
+            pieces.push(Answer::Bracketed {
+                open: PIECE,
+                items: vec![self.answer(value, depth + 1)?, condition],
+                close: PIECE,
+            });
+        }
+        Ok((pieces.len() > 1).then_some(Answer::List {
+            items: pieces,
+            or: false,
+        }))
+    }
+
     /// `x \mid x < 3` between braces.
     fn builder(&self, inner: &[Token], depth: usize) -> Result<Option<Answer>, Stop> {
         let bar = at_depth_zero(inner)
@@ -326,7 +430,8 @@ impl Statement<'_> {
         {
             return Ok(None);
         }
-        let condition = self.answer(&inner[at + 1..], depth + 1)?;
+        let (condition, _) = parameters::declared(inner[at + 1..].to_vec(), self.budget)?;
+        let condition = self.answer(&condition, depth + 1)?;
         Ok(Some(Answer::Builder(Box::new(condition))))
     }
 
@@ -337,7 +442,7 @@ impl Statement<'_> {
         }
         // A time's suffix belongs to all of it.
         if let Some(Token::Text(suffix) | Token::Word(suffix)) = tokens.last()
-            && let Some(unit) = Unit::read(suffix, None)
+            && let Some(unit) = Unit::read(suffix, None).filter(|unit| unit.known)
         {
             let value = self.answer(&tokens[..tokens.len() - 1], depth + 1)?;
             return Ok(Some(Answer::Quantity {
@@ -350,84 +455,6 @@ impl Statement<'_> {
             terms.push(expression::parse(part, depth, self.budget)?);
         }
         Ok(Some(Answer::Ratio(terms)))
-    }
-
-    /// A value with its unit: `\$5`, `10\%`, `15\text{ cm}^2`, `12^{th}`.
-    fn quantity(&self, tokens: &[Token], depth: usize) -> Result<Option<Answer>, Stop> {
-        let named = |name: &str| Unit {
-            name: name.into(),
-            known: true,
-        };
-        let quantity = |value: Answer, unit: Unit| {
-            Some(Answer::Quantity {
-                value: Box::new(value),
-                unit,
-            })
-        };
-        match tokens {
-            [Token::Sign('$'), rest @ ..] if !rest.is_empty() => {
-                let value = self.answer(rest, depth + 1)?;
-                // "\$5 dollars" says it twice.
-                let value = match value {
-                    Answer::Quantity { value, unit } if unit.name == "dollar" => *value,
-                    value => value,
-                };
-                return Ok(quantity(value, named("dollar")));
-            }
-            [Token::Sign('-'), Token::Sign('$'), rest @ ..] if !rest.is_empty() => {
-                let mut negative = vec![Token::Sign('-')];
-                negative.extend_from_slice(rest);
-                return Ok(quantity(
-                    self.answer(&negative, depth + 1)?,
-                    named("dollar"),
-                ));
-            }
-            [rest @ .., Token::Sign('%')] if !rest.is_empty() => {
-                return Ok(quantity(self.answer(rest, depth + 1)?, named("percent")));
-            }
-            [rest @ .., Token::Command("min")] if !rest.is_empty() => {
-                return Ok(quantity(self.answer(rest, depth + 1)?, named("min")));
-            }
-            _ => {}
-        }
-        let (body, power) = match tokens {
-            [body @ .., Token::Sign('^'), Token::Number(n)] if n.integer => (body, small(n)),
-            [
-                body @ ..,
-                Token::Sign('^'),
-                Token::Open,
-                Token::Number(n),
-                Token::Close,
-            ] if n.integer => (body, small(n)),
-            body => (body, None),
-        };
-        let mut from = body.len();
-        while from > 0 && is_unit(&body[from - 1], body.get(from.wrapping_sub(2))) {
-            from -= 1;
-        }
-        if from == body.len() || from == 0 {
-            return Ok(None);
-        }
-        let text: Vec<&str> = body[from..].iter().filter_map(text_of).collect();
-        let Some(mut unit) = Unit::read(&text.join(" "), power) else {
-            return Ok(None);
-        };
-        let mut rest = &body[..from];
-        // 20^\circ\text{C}: the sign and the letter are one unit.
-        if matches!(unit.name.as_str(), "c" | "f")
-            && let [before @ .., Token::Sign('°')] = rest
-        {
-            rest = before;
-            unit = named(&format!("degree {}", unit.name));
-        }
-        let value = self.answer(rest, depth + 1)?;
-        if unit.name == "degree"
-            && let Answer::Value { value, .. } = &value
-        {
-            let degrees = Expr::product(vec![value.clone(), Expr::Constant(Constant::Degree)]);
-            return Ok(Some(Answer::value(degrees)));
-        }
-        Ok(quantity(value, unit))
     }
 
     fn value(&self, tokens: &[Token], depth: usize) -> Parsed {
@@ -448,6 +475,9 @@ impl Statement<'_> {
     }
 }
 
+/// The brackets of a value with its condition, which no text has.
+const PIECE: char = '¦';
+
 const LIST_MARKS: [Token; 3] = [Token::Sign(','), Token::And, Token::Or];
 
 /// The first less all others.
@@ -462,9 +492,9 @@ fn difference(sets: Vec<Answer>) -> Parsed {
     }))
 }
 
-fn small(number: &super::lex::Number) -> Option<u32> {
-    use num_traits::ToPrimitive;
-    number.value.to_u32().filter(|n| (2..=9).contains(n))
+/// The name of a segment, and what may follow behind a colon.
+fn are_capitals(tokens: &[Token]) -> bool {
+    matches!(tokens.first(), Some(Token::Word(word)) if word.bytes().all(|b| b.is_ascii_uppercase()))
 }
 
 fn name_of(expr: &Expr) -> Option<String> {

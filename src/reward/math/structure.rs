@@ -1,6 +1,8 @@
 //! Whether two answers are the same, kind by kind: the policy of
 //! `docs/reward.md` in code.
 
+use std::borrow::Cow;
+
 use num_rational::BigRational;
 use num_traits::{Signed, ToPrimitive, Zero};
 
@@ -8,6 +10,7 @@ use super::budget::{Budget, Stop};
 use super::equal::{Decision, same_value, terminates};
 use super::exact;
 use super::machine::Machine;
+use super::measures;
 use super::normal::is_name;
 use super::numeric::Evaluation;
 use super::sets::{self, RealSet};
@@ -28,6 +31,9 @@ impl Comparison<'_> {
     /// Whether `answer` earns what `gold` does.
     pub fn same(&self, gold: &Answer, answer: &Answer) -> Decision {
         self.budget.spend(16)?;
+        if let Some(decision) = self.named_in_order(gold, answer) {
+            return decision;
+        }
         if let Some(decision) = self.as_sets(gold, answer)? {
             return Ok(decision);
         }
@@ -64,6 +70,26 @@ impl Comparison<'_> {
             (Answer::Text(a), Answer::Text(b)) => decided(a == b, "text"),
             (Answer::Text(text), Answer::Value { value, .. })
             | (Answer::Value { value, .. }, Answer::Text(text)) => self.word_and_value(text, value),
+            (
+                Answer::Congruence {
+                    residue: a,
+                    modulus: m,
+                },
+                Answer::Congruence {
+                    residue: b,
+                    modulus: n,
+                },
+            ) => self.congruences((a, m), (b, n)),
+            // "The remainder is 3 (mod 7)."
+            (Answer::Value { value, .. }, Answer::Congruence { residue, modulus }) => {
+                match same_value(value, residue, self.budget)?.0 {
+                    true => decided(true, "the residue of a congruence"),
+                    false => self.progression(residue, modulus, value),
+                }
+            }
+            (Answer::Congruence { residue, modulus }, Answer::Value { value, .. }) => {
+                self.progression(residue, modulus, value)
+            }
             (Answer::Based { digits: a, base: p }, Answer::Based { digits: b, base: q }) => {
                 let plain = |digits: &str| digits.trim_start_matches('0').to_string();
                 decided(p == q && plain(a) == plain(b), "digits in a base")
@@ -120,7 +146,8 @@ impl Comparison<'_> {
                 false => decided(false, "different brackets"),
             },
             (Answer::List { items: a, .. }, Answer::List { items: b, .. }) => {
-                self.in_any_order(a, b, "lists in any order")
+                let once = without_repeats(a, b, self.budget)?;
+                self.in_any_order(a, &once, "lists in any order")
             }
             (
                 Answer::Value {
@@ -152,6 +179,21 @@ impl Comparison<'_> {
                 },
                 Answer::List { items: b, .. },
             ) if self.lenient => self.in_order(a, b, "a list as a tuple"),
+            // R where only a set can be meant.
+            (
+                Answer::Reals,
+                Answer::Value {
+                    value: Expr::Symbol(name),
+                    ..
+                },
+            )
+            | (
+                Answer::Value {
+                    value: Expr::Symbol(name),
+                    ..
+                },
+                Answer::Reals,
+            ) => decided(name == "R", "the real numbers by their letter"),
             // {5} and 5: the set of the only solution.
             (
                 Answer::Bracketed {
@@ -224,11 +266,9 @@ impl Comparison<'_> {
         match (gold, answer) {
             (Answer::Quantity { value: a, unit: p }, Answer::Quantity { value: b, unit: q }) => {
                 if p.name != q.name && !p.is_generic_for(q) {
-                    let money = ["dollar", "cent"];
-                    let both = money.contains(&p.name.as_str()) && money.contains(&q.name.as_str());
-                    return match both {
-                        true => self.money(a, p.name == "cent", b),
-                        false => decided(false, "different units"),
+                    return match measures::ratio(p, q) {
+                        Some(ratio) => self.converted(a, &ratio, b),
+                        None => decided(false, "different units"),
                     };
                 }
                 self.same(a, b)
@@ -286,18 +326,16 @@ impl Comparison<'_> {
         }
     }
 
-    /// Dollars against cents.
-    fn money(&self, gold: &Answer, gold_in_cents: bool, answer: &Answer) -> Decision {
+    /// Amounts in two units of one kind: how many of the answer's the gold
+    /// answer's is.
+    fn converted(&self, gold: &Answer, ratio: &BigRational, answer: &Answer) -> Decision {
         let (Answer::Value { value: a, .. }, Answer::Value { value: b, .. }) = (gold, answer)
         else {
             return decided(false, "different units");
         };
-        let hundred = |e: &Expr| Expr::product(vec![Expr::integer(100), e.clone()]);
-        let (equal, _) = match gold_in_cents {
-            true => same_value(a, &hundred(b), self.budget)?,
-            false => same_value(&hundred(a), b, self.budget)?,
-        };
-        decided(equal, "dollars and cents")
+        let scaled = Expr::product(vec![Expr::Number(ratio.clone()), a.clone()]);
+        let (equal, _) = same_value(&scaled, b, self.budget)?;
+        decided(equal, "one amount in two units")
     }
 
     fn values(
@@ -487,6 +525,27 @@ impl Comparison<'_> {
             false => self.in_order(items, &entries, "a tuple as a vector"),
         }
     }
+}
+
+/// The answer's tuples, each once, where the gold answer has none twice: a
+/// solution named again is still one.
+fn without_repeats<'a>(
+    gold: &[Answer],
+    answer: &'a [Answer],
+    budget: &Budget,
+) -> Result<Cow<'a, [Answer]>, Stop> {
+    let tuple = |item: &Answer| matches!(item, Answer::Bracketed { .. });
+    if answer.len() <= gold.len() || answer.len() > 64 || !answer.iter().all(tuple) {
+        return Ok(Cow::Borrowed(answer));
+    }
+    budget.spend(answer.len() * answer.len() * 16)?;
+    let mut once: Vec<Answer> = Vec::with_capacity(answer.len());
+    for item in answer {
+        if !once.contains(item) {
+            once.push(item.clone());
+        }
+    }
+    Ok(Cow::Owned(once))
 }
 
 /// Digits of a decimal from the first that is not zero.

@@ -356,6 +356,11 @@ pub enum Answer {
         sides: Vec<Answer>,
         signs: Vec<Sign>,
     },
+    /// `x \equiv 3 \pmod 7`, without its x.
+    Congruence {
+        residue: Expr,
+        modulus: Expr,
+    },
     /// `x \in S`.
     Member(Box<Answer>, Box<Answer>),
     /// `\{x \mid ...\}`, as its condition.
