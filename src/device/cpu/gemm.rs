@@ -10,15 +10,13 @@ use std::ops::Range;
 
 use crate::device::Float;
 use crate::device::cpu::pool;
-use crate::device::cpu::simd::has_avx2;
+use crate::device::cpu::simd::{Isa, isa};
+use crate::device::cpu::tile::{self, Operands};
 
 /// Columns of a panel: two AVX2 registers.
 pub const LANES: usize = 16;
-/// Rows of the largest register tile.
-const TILE_ROWS: usize = 6;
-/// Reduction steps between rests of the partial sums, so that a panel's share
-/// stays in the first-level cache.
-const K_BLOCK: usize = 256;
+/// Rows below which an output is not cut for more cores.
+const FEW_ROWS: usize = 12;
 const ROW_BLOCK: usize = 192;
 const PANEL_BLOCK: usize = 4;
 
@@ -71,7 +69,7 @@ pub fn accumulate<A: Float, B: Float>(
     acc: &mut [f32],
     acc_stride: usize,
 ) {
-    multiply(rows, panels, k, left, right, acc, acc_stride, false);
+    multiply(isa(), rows, panels, k, left, right, acc, acc_stride, false);
 }
 
 /// The same with `=` for `+=`, which saves clearing and loading `acc`. Its
@@ -91,12 +89,13 @@ pub fn product<A: Float, B: Float>(
         }
         return;
     }
-    multiply(rows, panels, k, left, right, acc, acc_stride, true);
+    multiply(isa(), rows, panels, k, left, right, acc, acc_stride, true);
 }
 
 /// `fresh` takes the sums before the first reduction step as zero.
 #[allow(clippy::too_many_arguments)]
 fn multiply<A: Float, B: Float>(
+    isa: Isa,
     rows: Range<usize>,
     panels: Range<usize>,
     k: usize,
@@ -113,61 +112,39 @@ fn multiply<A: Float, B: Float>(
     let last_b = (panels.end - 1) * right.panel_stride + (k - 1) * right.k_stride + LANES - 1;
     let last_c = (rows.len() - 1) * acc_stride + panels.len() * LANES - 1;
     assert!(last_a < left.data.len() && last_b < right.data.len() && last_c < acc.len());
+    debug_assert!(isa <= self::isa());
 
     let m = rows.len();
-    let tiles = m.div_ceil(TILE_ROWS);
-    let wide = has_avx2();
-    for k0 in (0..k).step_by(K_BLOCK) {
-        let kb = K_BLOCK.min(k - k0);
+    let steps = isa.steps();
+    for k0 in (0..k).step_by(steps) {
+        let kb = steps.min(k - k0);
         let mut p = 0;
         while p < panels.len() {
-            // Few rows leave registers free: take several panels at once.
-            let most = match m {
-                1 => 4,
-                2 | 3 => 2,
-                _ => 1,
-            };
-            let count = if panels.len() - p >= most { most } else { 1 };
+            let count = isa.panels(m, panels.len() - p);
+            let a = rows.start * left.row_stride + k0 * left.col_stride;
             let b = (panels.start + p) * right.panel_stride + k0 * right.k_stride;
-            for t in 0..tiles {
-                let (i0, i1) = (m * t / tiles, m * (t + 1) / tiles);
-                let a = (rows.start + i0) * left.row_stride + k0 * left.col_stride;
-                let c = i0 * acc_stride + p * LANES;
-                // SAFETY: the extreme indices were checked above and every
-                // other one is smaller; AVX2 where detected.
-                unsafe {
-                    let operands = Operands {
-                        k: kb,
-                        a: left.data.as_ptr().add(a),
-                        row_stride: left.row_stride,
-                        col_stride: left.col_stride,
-                        b: right.data.as_ptr().add(b),
-                        k_stride: right.k_stride,
-                        panel_stride: right.panel_stride,
-                        acc: acc.as_mut_ptr().add(c),
-                        acc_stride,
-                        fresh: fresh && k0 == 0,
-                    };
-                    tile(i1 - i0, count, wide, &operands);
-                }
+            // SAFETY: the extreme indices were checked above and every other
+            // one is smaller; `isa` is this machine's or narrower.
+            unsafe {
+                let operands = Operands {
+                    rows: m,
+                    panels: count,
+                    k: kb,
+                    a: left.data.as_ptr().add(a),
+                    row_stride: left.row_stride,
+                    col_stride: left.col_stride,
+                    b: right.data.as_ptr().add(b),
+                    k_stride: right.k_stride,
+                    panel_stride: right.panel_stride,
+                    acc: acc.as_mut_ptr().add(p * LANES),
+                    acc_stride,
+                    fresh: fresh && k0 == 0,
+                };
+                tile::multiply(isa, &operands);
             }
             p += count;
         }
     }
-}
-
-/// What one register tile multiplies; strides in elements.
-struct Operands<A, B> {
-    k: usize,
-    a: *const A,
-    row_stride: usize,
-    col_stride: usize,
-    b: *const B,
-    k_stride: usize,
-    panel_stride: usize,
-    acc: *mut f32,
-    acc_stride: usize,
-    fresh: bool,
 }
 
 /// One block of a product's output: some rows by some panels.
@@ -202,7 +179,7 @@ pub fn blocks(
     let wanted = (2 * pool::threads()).div_ceil(panel_blocks);
     let row_blocks = rows
         .div_ceil(ROW_BLOCK)
-        .max(wanted.min(rows.div_ceil(2 * TILE_ROWS)));
+        .max(wanted.min(rows.div_ceil(FEW_ROWS)));
     // About 16 multiply-adds a nanosecond at best.
     let work = rows * panels * k.max(16);
     pool::parallel(row_blocks * panel_blocks, work, |task| {
@@ -239,176 +216,6 @@ pub fn with_buffer<R>(len: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
     let result = f(&mut buf[..len]);
     SCRATCH.with(|s| s.borrow_mut().push(buf));
     result
-}
-
-/// # Safety
-/// All elements that the strides reach for `m` rows, `panels` panels and `k`
-/// steps must lie in the operands; `acc` must be writable; `wide` only with
-/// AVX2 and FMA.
-unsafe fn tile<A: Float, B: Float>(m: usize, panels: usize, wide: bool, o: &Operands<A, B>) {
-    macro_rules! call {
-        ($f:ident $(, $side:ident)?) => {
-            // SAFETY: as promised by the caller.
-            unsafe {
-                match (m, panels) {
-                    (1, 4) => $f::<A, B, 1, 4 $(, $side)?>(o),
-                    (1, _) => $f::<A, B, 1, 1 $(, $side)?>(o),
-                    (2, 2) => $f::<A, B, 2, 2 $(, $side)?>(o),
-                    (2, _) => $f::<A, B, 2, 1 $(, $side)?>(o),
-                    (3, 2) => $f::<A, B, 3, 2 $(, $side)?>(o),
-                    (3, _) => $f::<A, B, 3, 1 $(, $side)?>(o),
-                    (4, _) => $f::<A, B, 4, 1 $(, $side)?>(o),
-                    (5, _) => $f::<A, B, 5, 1 $(, $side)?>(o),
-                    _ => $f::<A, B, 6, 1 $(, $side)?>(o),
-                }
-            }
-        };
-    }
-    #[cfg(target_arch = "x86_64")]
-    if wide {
-        if o.col_stride == 1 {
-            call!(tile_avx2, ALONG_ROWS);
-        } else if o.row_stride == 1 {
-            call!(tile_avx2, ALONG_COLUMNS);
-        } else {
-            call!(tile_avx2, STRIDED);
-        }
-        return;
-    }
-    let _ = wide;
-    call!(tile_portable);
-}
-
-/// The definition: what `tile_avx2` does in registers, without fused
-/// multiply-adds (a machine without FMA would emulate each in software).
-unsafe fn tile_portable<A: Float, B: Float, const M: usize, const P: usize>(o: &Operands<A, B>) {
-    for p in 0..P {
-        for i in 0..M {
-            // SAFETY: in bounds by the caller's promise.
-            unsafe {
-                let c = &mut *o
-                    .acc
-                    .add(i * o.acc_stride + p * LANES)
-                    .cast::<[f32; LANES]>();
-                if o.fresh {
-                    *c = [0.0; LANES];
-                }
-                for k in 0..o.k {
-                    let x = (*o.a.add(i * o.row_stride + k * o.col_stride)).to_f32();
-                    let row = &*o
-                        .b
-                        .add(p * o.panel_stride + k * o.k_stride)
-                        .cast::<[B; LANES]>();
-                    for j in 0..LANES {
-                        c[j] += x * row[j].to_f32();
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// Which elements of a left operand lie side by side, if any.
-const ALONG_ROWS: u8 = 0;
-const ALONG_COLUMNS: u8 = 1;
-const STRIDED: u8 = 2;
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-unsafe fn tile_avx2<A: Float, B: Float, const M: usize, const P: usize, const SIDE: u8>(
-    o: &Operands<A, B>,
-) {
-    use std::arch::x86_64::*;
-    use std::array::from_fn;
-    use std::hint::black_box;
-    // SAFETY: in bounds by the caller's promise.
-    unsafe {
-        let mut c = [[[_mm256_setzero_ps(); 2]; P]; M];
-        if !o.fresh {
-            for (i, row) in c.iter_mut().enumerate() {
-                for (p, pair) in row.iter_mut().enumerate() {
-                    for (h, v) in pair.iter_mut().enumerate() {
-                        *v = _mm256_loadu_ps(o.acc.add(i * o.acc_stride + p * LANES + h * 8));
-                    }
-                }
-            }
-        }
-        // One step of the reduction: left elements by row, right panels.
-        macro_rules! step {
-            ($left:expr, $b:expr) => {
-                let mut right = [[_mm256_setzero_ps(); 2]; P];
-                for (p, pair) in right.iter_mut().enumerate() {
-                    for (h, v) in pair.iter_mut().enumerate() {
-                        *v = load8($b[p].add(h * 8));
-                    }
-                }
-                for (i, row) in c.iter_mut().enumerate() {
-                    let element: *const A = $left(i);
-                    let x = _mm256_set1_ps((*element).to_f32());
-                    for (p, pair) in row.iter_mut().enumerate() {
-                        for (h, v) in pair.iter_mut().enumerate() {
-                            *v = _mm256_fmadd_ps(x, right[p][h], *v);
-                        }
-                    }
-                }
-                $b.iter_mut().for_each(|p| *p = p.add(o.k_stride));
-            };
-        }
-        // One pointer per row and per panel, which the optimiser must not
-        // derive from each other: it would chain their additions, and the
-        // chain would take longer than the multiply-adds.
-        let mut b: [*const B; P] = black_box(from_fn(|p| o.b.add(p * o.panel_stride)));
-        match SIDE {
-            ALONG_ROWS => {
-                let mut a: [*const A; M] = black_box(from_fn(|i| o.a.add(i * o.row_stride)));
-                for _ in 0..o.k / 4 {
-                    for u in 0..4 {
-                        step!(|i: usize| a[i].add(u), b);
-                    }
-                    a.iter_mut().for_each(|p| *p = p.add(4));
-                }
-                for u in 0..o.k % 4 {
-                    step!(|i: usize| a[i].add(u), b);
-                }
-            }
-            ALONG_COLUMNS => {
-                let mut a = o.a;
-                for _ in 0..o.k {
-                    step!(|i: usize| a.add(i), b);
-                    a = a.wrapping_add(o.col_stride);
-                }
-            }
-            _ => {
-                for k in 0..o.k {
-                    step!(|i: usize| o.a.add(i * o.row_stride + k * o.col_stride), b);
-                }
-            }
-        }
-        for (i, row) in c.iter().enumerate() {
-            for (p, pair) in row.iter().enumerate() {
-                for (h, v) in pair.iter().enumerate() {
-                    _mm256_storeu_ps(o.acc.add(i * o.acc_stride + p * LANES + h * 8), *v);
-                }
-            }
-        }
-    }
-}
-
-/// Eight elements as f32.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-unsafe fn load8<B: Float>(p: *const B) -> std::arch::x86_64::__m256 {
-    use std::arch::x86_64::*;
-    // SAFETY: eight elements are readable by the caller's promise; the type
-    // is told by its size (f32 or bf16 are the only floats here).
-    unsafe {
-        if size_of::<B>() == 4 {
-            _mm256_loadu_ps(p.cast())
-        } else {
-            let half = _mm_loadu_si128(p.cast());
-            _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16))
-        }
-    }
 }
 
 #[cfg(test)]
@@ -472,5 +279,57 @@ mod tests {
                 prop_assert_eq!(&one[..], &all[i * n..(i + 1) * n]);
             }
         }
+
+        /// The widest tiles have the bits of the narrower ones with fused
+        /// multiply-adds, for all types and strides.
+        #[test]
+        fn avx512_equals_avx2(m in 1usize..80, panels in 1usize..10, k in 1usize..400, seed: u64, turn in 0u8..3, packed: bool) {
+            if isa() < Isa::Avx512 {
+                static ONCE: std::sync::Once = std::sync::Once::new();
+                ONCE.call_once(|| eprintln!("skipped: this machine has no AVX-512"));
+                return Ok(());
+            }
+            let (a, b) = (random(2 * (m + 3) * (k + 2), seed), random((panels + 1) * k * LANES, seed ^ 1));
+            let half = |v: &[f32]| -> Vec<bf16> { v.iter().map(|x| bf16::from_f32(*x)).collect() };
+            let (a16, b16) = (half(&a), half(&b));
+            let shape = (m, panels, k, turn, packed);
+            prop_assert!(same_bits(shape, &a, &b), "f32, f32");
+            prop_assert!(same_bits(shape, &a, &b16), "f32, bf16");
+            prop_assert!(same_bits(shape, &a16, &b), "bf16, f32");
+            prop_assert!(same_bits(shape, &a16, &b16), "bf16, bf16");
+        }
+    }
+
+    /// Whether AVX2 and AVX-512 agree on a product and on adding it to sums,
+    /// and leave alone what lies between the rows of the output.
+    fn same_bits<A: Float, B: Float>(
+        (m, panels, k, turn, packed): (usize, usize, usize, u8, bool),
+        a: &[A],
+        b: &[B],
+    ) -> bool {
+        let (row_stride, col_stride) = match turn {
+            0 => (k + 2, 1),
+            1 => (1, m + 3),
+            _ => (2 * k + 3, 2),
+        };
+        let left = Left {
+            data: a,
+            row_stride,
+            col_stride,
+        };
+        let right = match packed {
+            true => Right::packed(b, k),
+            false => Right::row_major(b, (panels + 1) * LANES),
+        };
+        let stride = panels * LANES + 5;
+        let run = |isa, fresh| {
+            let mut acc = random(m * stride, 7);
+            let (rows, cols) = (1..m + 1, 1..panels + 1);
+            multiply(isa, rows, cols, k, left, right, &mut acc, stride, fresh);
+            acc.into_iter().map(f32::to_bits).collect::<Vec<_>>()
+        };
+        [true, false]
+            .into_iter()
+            .all(|fresh| run(Isa::Avx2, fresh) == run(Isa::Avx512, fresh))
     }
 }

@@ -9,6 +9,7 @@
 pub mod gemm;
 pub mod pool;
 pub mod simd;
+mod tile;
 
 use std::marker::PhantomData;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -5,6 +5,31 @@
 //! never fuses a multiply and an add by itself), so their bits are the same on
 //! every machine and width.
 
+/// Instruction sets that matrix products are written for, narrowest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Isa {
+    Portable,
+    Avx2,
+    Avx512,
+}
+
+/// The widest that this machine has.
+#[inline(always)]
+pub fn isa() -> Isa {
+    #[cfg(target_arch = "x86_64")]
+    if has_avx2() {
+        return if std::arch::is_x86_feature_detected!("avx512f")
+            && std::arch::is_x86_feature_detected!("avx512bw")
+            && std::arch::is_x86_feature_detected!("avx512vl")
+        {
+            Isa::Avx512
+        } else {
+            Isa::Avx2
+        };
+    }
+    Isa::Portable
+}
+
 /// True where AVX2 and FMA may be used.
 #[inline(always)]
 pub fn has_avx2() -> bool {
