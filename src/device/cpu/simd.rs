@@ -195,6 +195,35 @@ mod tests {
         assert!(exp(f32::NAN).is_nan());
     }
 
+    /// The widths that a function is compiled for agree bit for bit.
+    #[test]
+    fn widths_agree() {
+        vectorized! {
+            fn all(x: &mut [f32]) -> [f32; 2] {
+                let top = max(x);
+                for v in x.iter_mut() {
+                    *v = exp(*v - top) + ln(v.abs() + 1e-3);
+                }
+                let x = &*x;
+                [top, sum16(x.len(), |i| x[i] * 1.1 + 0.3)]
+            }
+        }
+        let mut stream = crate::rng::Stream::new(3);
+        for n in 1..200 {
+            let mut wide: Vec<f32> = (0..n).map(|_| stream.unit() * 80.0 - 40.0).collect();
+            let mut narrow = wide.clone();
+            let sums = all(&mut wide);
+            let top = max(&narrow);
+            for v in std::hint::black_box(&mut narrow) {
+                *v = exp(*v - top) + ln(v.abs() + 1e-3);
+            }
+            let sum = sum16(n, |i| narrow[i] * 1.1 + 0.3);
+            assert_eq!(sums.map(f32::to_bits), [top, sum].map(f32::to_bits));
+            let bits = |x: &[f32]| x.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+            assert_eq!(bits(&wide), bits(&narrow));
+        }
+    }
+
     #[test]
     fn ln_is_within_two_ulp() {
         let mut worst = 0f64;
