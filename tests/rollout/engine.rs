@@ -211,6 +211,29 @@ fn run<A: Float>(rollout: &mut Rollout<Cpu<A>>, requests: &[Mixed], at_first: us
     }
 }
 
+/// A stop string ends a sample with the first token that completes it, and
+/// nothing else does.
+fn check_end(c: &Completion, s: &Sampling, tokenizer: &Tokenizer) {
+    let holds_stop = |ids: &[u32]| {
+        let bytes: Vec<u8> = ids
+            .iter()
+            .filter_map(|&id| tokenizer.token_bytes(id))
+            .flatten()
+            .collect();
+        s.stop
+            .iter()
+            .any(|stop| bytes.windows(stop.len()).any(|w| w == stop.as_bytes()))
+    };
+    let Some((last, before)) = c.ids.split_last() else {
+        return;
+    };
+    assert!(!holds_stop(before) && !before.iter().any(|id| s.stop_ids.contains(id)));
+    let stopped = holds_stop(&c.ids) || s.stop_ids.contains(last);
+    assert_eq!(stopped, c.finish == FinishReason::Stop, "{c:?}");
+    let full = c.ids.len() == s.max_tokens;
+    assert!(c.finish != FinishReason::Length || full);
+}
+
 /// A thousand requests of random lengths, stops, samplings, adapters and
 /// cancellations, in a pool that has them step back again and again: each is
 /// what it is alone, nothing is lost, and every page comes back.
@@ -243,6 +266,11 @@ fn a_thousand_mixed_requests() {
         ends.len() == 3 && ends.values().all(|&n| n > 100),
         "{ends:?}"
     );
+
+    for c in together.values() {
+        let s = &requests[c.request].request.sampling;
+        check_end(c, s, &tokenizer);
+    }
 
     let mut alone_store = bed.store(64);
     for (i, m) in requests.iter().enumerate() {

@@ -32,7 +32,7 @@ impl Budget {
     /// The budget of one verdict.
     pub fn new() -> Self {
         Budget {
-            left: Cell::new(80_000),
+            left: Cell::new(40_000),
         }
     }
 

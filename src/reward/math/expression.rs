@@ -4,6 +4,7 @@ use num_rational::BigRational;
 use num_traits::{One, Signed, Zero};
 
 use super::budget::{Budget, DEEPEST, Stop};
+use super::exact;
 use super::lex::Token;
 use super::tree::{Constant, Expr, Function};
 
@@ -93,6 +94,7 @@ impl Parser<'_> {
             sign.take();
         }
         self.depth -= 1;
+        self.pay_folding(&terms)?;
         Ok(Expr::sum(terms))
     }
 
@@ -131,7 +133,27 @@ impl Parser<'_> {
                 _ => break,
             }
         }
+        self.pay_folding(&factors)?;
         Ok(Expr::product(factors))
+    }
+
+    /// Takes the steps of folding the numbers among some parts into one: a
+    /// greatest common divisor each, a step a bit.
+    fn pay_folding(&self, parts: &[Expr]) -> Result<(), Stop> {
+        let numbers = parts.iter().filter_map(Expr::as_number);
+        let bits: u64 = numbers.map(exact::bits).sum();
+        match parts.len() {
+            0 | 1 => Ok(()),
+            _ => self.budget.spend(bits.min(4096) as usize),
+        }
+    }
+
+    /// One over the other.
+    pub(super) fn quotient(&self, top: Expr, bottom: Expr) -> Parsed {
+        let parts = [top, bottom];
+        self.pay_folding(&parts)?;
+        let [top, bottom] = parts;
+        Ok(top.divide(bottom))
     }
 
     fn after_number(&self) -> bool {
@@ -185,8 +207,22 @@ impl Parser<'_> {
         let fraction = match self.peek() {
             Some(Token::Command("frac" | "dfrac" | "tfrac" | "cfrac")) => {
                 self.at += 1;
-                let parts = [self.argument()?, self.argument()?];
-                proper(&parts[0], &parts[1])
+                let [top, bottom] = [self.argument()?, self.argument()?];
+                let proper = proper(&top, &bottom);
+                // Not read again where nothing can stand behind it: each
+                // nesting would double the work.
+                let plain = matches!(
+                    self.peek(),
+                    None | Some(Token::Close | Token::Sign('+' | '-' | '*' | ')' | ',' | '='))
+                );
+                if proper.is_none() && plain {
+                    let fraction = self.quotient(top, bottom)?;
+                    return Ok(Some(Expr::product(vec![
+                        Expr::Number(whole.clone()),
+                        fraction,
+                    ])));
+                }
+                proper
             }
             Some(Token::Number(top)) if top.integer => {
                 let top = Expr::Number(top.value.clone());

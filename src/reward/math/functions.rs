@@ -26,7 +26,8 @@ impl Parser<'_> {
         Ok(match name {
             "frac" | "dfrac" | "tfrac" | "cfrac" => {
                 let top = self.argument()?;
-                top.divide(self.argument()?)
+                let bottom = self.argument()?;
+                self.quotient(top, bottom)?
             }
             "binom" | "dbinom" | "tbinom" => {
                 let top = self.argument()?;
@@ -65,7 +66,10 @@ impl Parser<'_> {
             "ldots" | "cdots" | "dots" | "dotsc" => Expr::Symbol("\\ldots".into()),
             _ => match (trigonometric(name), area(name)) {
                 (Some(function), _) => self.trigonometry(function)?,
-                (_, Some(function)) => inverse_hyperbolic(function, self.function_argument()?),
+                (_, Some(function)) => {
+                    let x = self.function_argument()?;
+                    self.inverse_hyperbolic(function, x)?
+                }
                 _ => return Err(Stop::Unreadable),
             },
         })
@@ -110,7 +114,7 @@ impl Parser<'_> {
         match exponent {
             Some(Expr::Number(n)) if n == -BigRational::one() => {
                 if matches!(function, Function::Sinh | Function::Cosh | Function::Tanh) {
-                    return Ok(inverse_hyperbolic(function, argument));
+                    return self.inverse_hyperbolic(function, argument);
                 }
                 let inverse = match function {
                     Function::Sin => Function::Arcsin,
@@ -124,6 +128,12 @@ impl Parser<'_> {
             Some(exponent) => Ok(Expr::Call(function, vec![argument]).power(exponent)),
             None => Ok(Expr::Call(function, vec![argument])),
         }
+    }
+
+    /// Paid by the argument's size, which each nesting doubles.
+    fn inverse_hyperbolic(&self, function: Function, x: Expr) -> Parsed {
+        self.budget.spend(x.size() * 8)?;
+        Ok(inverse_hyperbolic(function, x))
     }
 
     /// Logarithms as quotients of natural ones; `\log` alone has base 10.

@@ -264,7 +264,7 @@ impl Expr {
 /// Whether two numbers are short enough to be folded while a tree is built,
 /// where nothing counts the steps.
 fn foldable(a: &BigRational, b: &BigRational) -> bool {
-    exact::bits(a) + exact::bits(b) <= 256
+    exact::bits(a) + exact::bits(b) <= 128
 }
 
 /// Matrices of one shape added up, if that is what the terms are.
