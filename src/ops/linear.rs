@@ -65,12 +65,18 @@ impl WeightView {
         (0..self.rows * self.cols).map(|i| self.get(i)).collect()
     }
 
+    /// One row as it is stored.
+    #[inline(always)]
+    pub fn row_bytes(&self, row: usize) -> &[u8] {
+        let size = self.dtype.size();
+        let start = self.bytes.start + row * self.cols * size;
+        &self.map[start..start + self.cols * size]
+    }
+
     /// Call `f(column, value)` over one row.
     #[inline(always)]
     pub fn read_row(&self, row: usize, mut f: impl FnMut(usize, f32)) {
-        let size = self.dtype.size();
-        let start = self.bytes.start + row * self.cols * size;
-        let bytes = &self.map[start..start + self.cols * size];
+        let bytes = self.row_bytes(row);
         match self.dtype {
             WeightDtype::F32 => {
                 for (j, b) in bytes.as_chunks::<4>().0.iter().enumerate() {
