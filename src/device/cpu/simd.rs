@@ -78,7 +78,8 @@ pub fn exp(x: f32) -> f32 {
     // Adding and subtracting 1.5 * 2^23 rounds to the nearest integer.
     const MAGIC: f32 = 12_582_912.0;
     let clamped = x.clamp(-87.3, 88.7);
-    let n = (clamped * LOG2E + MAGIC) - MAGIC;
+    let shifted = clamped * LOG2E + MAGIC;
+    let n = shifted - MAGIC;
     let r = (clamped - n * LN2_HI) - n * LN2_LO;
     let mut p = 1.987_569_1e-4;
     p = p * r + 1.398_199_9e-3;
@@ -87,10 +88,13 @@ pub fn exp(x: f32) -> f32 {
     p = p * r + 1.666_666_5e-1;
     p = p * r + 0.5;
     let y = p * (r * r) + r + 1.0;
+    // n as an integer is what the rounding left in the low bits: a cast would
+    // have to check its range, one lane at a time.
+    let n = shifted.to_bits().wrapping_sub(MAGIC.to_bits()) as i32;
     // Two factors, so that n = 128 does not overflow the exponent field.
-    let half = (n * 0.5) as i32;
+    let half = n / 2;
     let scale = |e: i32| f32::from_bits(((e + 127) as u32) << 23);
-    let y = y * scale(half) * scale(n as i32 - half);
+    let y = y * scale(half) * scale(n - half);
     if x < -87.3 {
         0.0
     } else if x > 88.72 {
