@@ -119,7 +119,7 @@ struct Mixed {
 
 /// Random in everything that a request may differ in.
 fn mixed(count: usize, tokenizer: &Tokenizer, random: &mut Stream) -> Vec<Mixed> {
-    let mut ids =
+    let ids =
         |n: usize, random: &mut Stream| -> Vec<u32> { (0..n).map(|_| random.below(500)).collect() };
     let common = ids(20, random);
     (0..count)

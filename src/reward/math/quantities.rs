@@ -51,7 +51,7 @@ impl Statement<'_> {
                     named(currency(*sign).unwrap_or_default()),
                 ));
             }
-            [rest @ .., Token::Number(_), Token::Sign('\'')] if rest.is_empty() => {
+            [Token::Number(_), Token::Sign('\'')] => {
                 return Ok(quantity(self.answer(&tokens[..1], depth + 1)?, named("ft")));
             }
             [rest @ .., Token::Sign('%')] if !rest.is_empty() => {
@@ -195,9 +195,14 @@ fn primes(tokens: &[Token]) -> Option<Answer> {
     const PRIME: Token = Token::Sign('\'');
     let (value, unit) = match tokens {
         [Token::Number(inches), PRIME, PRIME] => (inches.value.clone(), "in"),
-        [Token::Number(feet), PRIME, Token::Number(inches), rest @ ..]
-            if matches!(rest, [] | [PRIME, PRIME]) =>
-        {
+        [Token::Number(feet), PRIME, Token::Number(inches)]
+        | [
+            Token::Number(feet),
+            PRIME,
+            Token::Number(inches),
+            PRIME,
+            PRIME,
+        ] => {
             let twelve = num_rational::BigRational::from_integer(12.into());
             (&feet.value * twelve + &inches.value, "in")
         }
