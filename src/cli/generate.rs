@@ -18,7 +18,7 @@ use crate::model::config::ModelShape;
 use crate::model::half_layer::HalfLayers;
 use crate::rng::{Purpose, hash_bytes};
 use crate::rollout::{Completion, Event, Request, Sampling};
-use crate::tokenizer::{Tokenizer, stop_ids};
+use crate::tokenizer::{IncrementalDecoder, Tokenizer, stop_ids};
 use crate::train::session::{
     AdapterSource, Demand, OnDevice, Session, fit_context, kv_pages, model_dir, on_device, sampling,
 };
@@ -98,23 +98,26 @@ impl OnDevice for Generation<'_> {
                 Ok(Prompt { id, ids, sampling })
             })
             .collect::<Result<_>>()?;
-        let longest = prompts.iter().map(|p| p.sampling.max_tokens).max();
+        // The longest prompt need not have the longest completion.
+        let contexts = prompts.iter().map(|p| p.ids.len() + p.sampling.max_tokens);
+        let context = contexts.max().unwrap_or(0);
         let demand = Demand {
             longest_prompt,
-            longest_completion: longest.unwrap_or(0),
+            longest_completion: context - longest_prompt,
             group: args.samples,
             sampled: prompts.len() * args.samples,
             tokens_per_batch: config.train.tokens_per_batch,
             pages: kv_pages(config, &shape, device.memory_kind())?,
             ..Demand::default()
         };
+        let mut session = Session::open(device, config, &dir, &demand, adapters)?;
+        // Only now: a start that fails leaves an earlier file as it was.
         let mut out = Output::new(
             &prompts,
             args.samples,
             tokenizer.as_ref(),
             args.json.as_deref(),
         )?;
-        let mut session = Session::open(device, config, &dir, &demand, adapters)?;
         let mut rollout = session.rollout();
         for (p, row) in prompts.iter().zip(&rows) {
             rollout
@@ -225,7 +228,7 @@ struct Output<'a> {
     json: bool,
     /// Standard output where there is none.
     file: Option<(&'a Path, File)>,
-    stream: Option<crate::tokenizer::stream::IncrementalDecoder<'a>>,
+    stream: Option<IncrementalDecoder<'a>>,
     ready: BTreeMap<usize, String>,
     next: usize,
 }

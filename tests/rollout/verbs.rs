@@ -78,6 +78,35 @@ fn rows_have_settings_of_their_own() {
     assert_eq!(rows(&generate(&squeezed, input)), done);
 }
 
+/// A long prompt beside a long completion: each fits the context, if not both
+/// together. And a start that fails leaves an earlier file as it was.
+#[test]
+fn rows_fit_the_context_one_by_one() {
+    let ids: Vec<u32> = (0..230).map(|i| i % 400).collect();
+    let input = format!(
+        "{{\"prompt_ids\": {ids:?}, \"max_tokens\": 20, \"stop_ids\": []}}\n\
+         {{\"prompt_ids\": [1, 2], \"max_tokens\": 240, \"stop_ids\": []}}\n"
+    );
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("out.jsonl");
+    let path = file.to_str().unwrap();
+    let args = ["--input", "-", "--json", path];
+    let output = generate(&args, &input);
+    assert!(output.status.success(), "{output:?}");
+    let written = std::fs::read_to_string(&file).unwrap();
+    let lengths: Vec<usize> = written
+        .lines()
+        .map(|line| {
+            let row: Value = serde_json::from_str(line).unwrap();
+            row["completion_ids"].as_array().unwrap().len()
+        })
+        .collect();
+    assert_eq!(lengths, [20, 240]);
+    let refused = [&args[..], &["--set", "rollout.kv_memory=10K"]].concat();
+    assert_eq!(generate(&refused, &input).status.code(), Some(2));
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), written);
+}
+
 /// Lines come while later rows are still drawn.
 #[test]
 fn lines_come_as_samples_end() {
