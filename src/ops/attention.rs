@@ -10,7 +10,7 @@
 
 use anyhow::Result;
 
-use crate::device::cpu::gemm::{self, LANES, Left, Right, with_buffer, with_scratch};
+use crate::device::cpu::gemm::{self, LANES, Left, Right, Sums, with_buffer, with_scratch};
 use crate::device::cpu::simd::{exp, ln, max, sum16, vectorized};
 use crate::device::cpu::{Cpu, pool};
 use crate::device::{Ctx, Device, Float, Slice, SliceMut};
@@ -191,8 +191,7 @@ impl<A: Float> Attention for Cpu<A> {
                                 l.hd,
                                 queries,
                                 Right::packed(keys, l.hd),
-                                scores,
-                                stride,
+                                Sums::new(scores, stride),
                             );
                             let mut sums = [0f32; BLOCK];
                             for (i, row) in scores.chunks_exact_mut(stride).enumerate() {
@@ -214,8 +213,7 @@ impl<A: Float> Attention for Cpu<A> {
                                 reach,
                                 weights,
                                 Right::row_major(values, l.hdp),
-                                acc,
-                                l.hdp,
+                                Sums::new(acc, l.hdp),
                             );
                             for (i, acc) in acc.chunks_exact(l.hdp).enumerate() {
                                 // SAFETY: as above.
@@ -310,8 +308,7 @@ impl<A: Float> Attention for Cpu<A> {
                                         l.hd,
                                         rows_of(&*q),
                                         Right::packed(keys, l.hd),
-                                        s,
-                                        stride,
+                                        Sums::new(s, stride),
                                     );
                                     gemm::accumulate(
                                         0..m,
@@ -319,8 +316,7 @@ impl<A: Float> Attention for Cpu<A> {
                                         l.hd,
                                         rows_of(&*go),
                                         Right::packed(values, l.hd),
-                                        dp,
-                                        stride,
+                                        Sums::new(dp, stride),
                                     );
                                     for i in 0..m {
                                         let at = (row0 + i) * l.q + head * l.hd;
@@ -348,8 +344,7 @@ impl<A: Float> Attention for Cpu<A> {
                                         m,
                                         turned(&*s),
                                         Right::row_major(go, l.hdp),
-                                        dv,
-                                        l.hdp,
+                                        Sums::new(dv, l.hdp),
                                     );
                                     gemm::accumulate(
                                         0..reach,
@@ -357,8 +352,7 @@ impl<A: Float> Attention for Cpu<A> {
                                         m,
                                         turned(&*dp),
                                         Right::row_major(q, l.hdp),
-                                        dk,
-                                        l.hdp,
+                                        Sums::new(dk, l.hdp),
                                     );
                                     let ds = Left {
                                         data: &*dp,
@@ -371,8 +365,7 @@ impl<A: Float> Attention for Cpu<A> {
                                         reach,
                                         ds,
                                         Right::row_major(key_rows, l.hdp),
-                                        dq,
-                                        l.hdp,
+                                        Sums::new(dq, l.hdp),
                                     );
                                     for (i, dq) in dq.chunks_exact(l.hdp).enumerate() {
                                         // SAFETY: one (row, head) each.

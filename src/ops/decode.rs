@@ -7,7 +7,7 @@
 
 use anyhow::{Result, bail};
 
-use crate::device::cpu::gemm::{self, LANES, Left, Right, with_buffer};
+use crate::device::cpu::gemm::{self, LANES, Left, Right, Sums, with_buffer};
 use crate::device::cpu::{Cpu, pool};
 use crate::device::{Ctx, Device, Float, Slice, SliceMut};
 use crate::model::config::ModelShape;
@@ -141,8 +141,7 @@ impl<A: Float> DecodeAttention for Cpu<A> {
                                 hd,
                                 queries,
                                 Right::packed(&head[..hd * PAGE], hd),
-                                &mut scores[p * PAGE..],
-                                stride,
+                                Sums::new(&mut scores[p * PAGE..], stride),
                             );
                         }
                         let sums: Vec<f32> = scores
@@ -171,8 +170,7 @@ impl<A: Float> DecodeAttention for Cpu<A> {
                                 PAGE.min(reach - p * PAGE),
                                 weights,
                                 Right::row_major(&head[hd * PAGE..], hdp),
-                                acc,
-                                hdp,
+                                Sums::new(acc, hdp),
                             );
                         }
                         for (i, acc) in acc.chunks_exact(hdp).enumerate() {

@@ -11,7 +11,7 @@ use anyhow::{Result, ensure};
 use half::{bf16, f16};
 use memmap2::Mmap;
 
-use crate::device::cpu::gemm::{self, LANES, Left, Right};
+use crate::device::cpu::gemm::{self, Block, LANES, Left, Right, Sums};
 use crate::device::cpu::{Cpu, pool};
 use crate::device::{Ctx, Device, Float, Slice, SliceMut};
 use crate::ops::lora::{Lora, LoraCall};
@@ -189,16 +189,11 @@ impl Panels {
         panels: Range<usize>,
         k: usize,
         left: Left<A>,
-        acc: &mut [f32],
-        stride: usize,
+        sums: Sums,
     ) {
         match self {
-            Panels::F32(v) => {
-                gemm::product(rows, panels, k, left, Right::packed(v, k), acc, stride)
-            }
-            Panels::Bf16(v) => {
-                gemm::product(rows, panels, k, left, Right::packed(v, k), acc, stride)
-            }
+            Panels::F32(v) => gemm::product(rows, panels, k, left, Right::packed(v, k), sums),
+            Panels::Bf16(v) => gemm::product(rows, panels, k, left, Right::packed(v, k), sums),
         }
     }
 }
@@ -379,50 +374,45 @@ impl<A: Float> Linear for Cpu<A> {
             col_stride: 1,
         };
         let y = y.shared();
-        gemm::blocks(
-            rows,
-            weight.panels(),
-            k,
-            |block, acc| {
-                let stride = block.stride();
-                weight.forward.product(
-                    block.rows.clone(),
-                    block.panels.clone(),
-                    k,
-                    left,
-                    acc,
-                    stride,
-                );
-                if let Some(lora) = &lora {
-                    lora.adapters
-                        .expand(lora, &batch.runs, &weight.parts, block, acc);
-                }
-            },
-            |block, acc| {
-                let stride = block.stride();
-                for (i, row) in block.rows.clone().enumerate() {
-                    weight.spans(&block.panels, |columns, offset| {
-                        // SAFETY: blocks do not overlap.
-                        let out = unsafe {
-                            y.slice_mut(row * weight.outputs + columns.start, columns.len())
-                        };
-                        let acc = &acc[i * stride + offset..][..columns.len()];
-                        match &weight.bias {
-                            None => {
-                                for (o, a) in out.iter_mut().zip(acc) {
-                                    *o = A::from_f32(*a);
-                                }
-                            }
-                            Some(bias) => {
-                                for ((o, a), b) in out.iter_mut().zip(acc).zip(&bias[columns]) {
-                                    *o = A::from_f32(*a + *b);
-                                }
+        let fill = |block: &Block, mut sums: Sums| {
+            let (rows, panels) = (block.rows.clone(), block.panels.clone());
+            weight
+                .forward
+                .product(rows, panels, k, left, sums.from(0, 0));
+            if let Some(lora) = &lora {
+                lora.adapters
+                    .expand(lora, &batch.runs, &weight.parts, block, sums);
+            }
+        };
+        let whole = weight.outputs == weight.panels() * LANES && weight.bias.is_none();
+        if let (true, Some(y)) = (whole, y.as_f32()) {
+            let stride = weight.outputs;
+            gemm::blocks_within(rows, weight.panels(), k, &y, 0, stride, fill);
+            return Ok(());
+        }
+        gemm::blocks(rows, weight.panels(), k, fill, |block, acc| {
+            let stride = block.stride();
+            for (i, row) in block.rows.clone().enumerate() {
+                weight.spans(&block.panels, |columns, offset| {
+                    // SAFETY: blocks do not overlap.
+                    let out =
+                        unsafe { y.slice_mut(row * weight.outputs + columns.start, columns.len()) };
+                    let acc = &acc[i * stride + offset..][..columns.len()];
+                    match &weight.bias {
+                        None => {
+                            for (o, a) in out.iter_mut().zip(acc) {
+                                *o = A::from_f32(*a);
                             }
                         }
-                    });
-                }
-            },
-        );
+                        Some(bias) => {
+                            for ((o, a), b) in out.iter_mut().zip(acc).zip(&bias[columns]) {
+                                *o = A::from_f32(*a + *b);
+                            }
+                        }
+                    }
+                });
+            }
+        });
         Ok(())
     }
 
@@ -446,37 +436,27 @@ impl<A: Float> Linear for Cpu<A> {
             col_stride: 1,
         };
         let dx = dx.shared();
-        gemm::blocks(
-            rows,
-            n.div_ceil(LANES),
-            k,
-            |block, acc| {
-                backward.product(
-                    block.rows.clone(),
-                    block.panels.clone(),
-                    k,
-                    left,
-                    acc,
-                    block.stride(),
-                );
-                if let Some(lora) = &lora {
-                    lora.adapters
-                        .expand_backward(lora, batch, weight.inputs, block, acc);
-                }
-            },
-            |block, acc| write_rows(&dx, n, block, acc),
-        );
+        let panels = n.div_ceil(LANES);
+        let fill = |block: &Block, mut sums: Sums| {
+            let (rows, panels) = (block.rows.clone(), block.panels.clone());
+            backward.product(rows, panels, k, left, sums.from(0, 0));
+            if let Some(lora) = &lora {
+                lora.adapters.expand_backward(lora, batch, n, block, sums);
+            }
+        };
+        if let (true, Some(dx)) = (n.is_multiple_of(LANES), dx.as_f32()) {
+            gemm::blocks_within(rows, panels, k, &dx, 0, n, fill);
+            return Ok(());
+        }
+        gemm::blocks(rows, panels, k, fill, |block, acc| {
+            write_rows(&dx, n, block, acc)
+        });
         Ok(())
     }
 }
 
 /// Store a block's accumulator into row-major `[rows, n]`.
-pub(crate) fn write_rows<A: Float>(
-    out: &pool::Shared<A>,
-    n: usize,
-    block: &gemm::Block,
-    acc: &[f32],
-) {
+fn write_rows<A: Float>(out: &pool::Shared<A>, n: usize, block: &gemm::Block, acc: &[f32]) {
     let first = block.panels.start * LANES;
     let width = block.stride().min(n - first);
     for (i, row) in block.rows.clone().enumerate() {

@@ -12,7 +12,7 @@ use crate::device::cpu::gemm::{self, LANES, Left};
 use crate::device::cpu::simd::{exp, fold16, ln, max, vectorized};
 use crate::device::cpu::{Cpu, pool};
 use crate::device::{Ctx, Device, Float, Slice, SliceMut};
-use crate::ops::linear::{CpuMatrix, Linear, Panels, write_rows};
+use crate::ops::linear::{CpuMatrix, Linear, Panels};
 
 pub trait LogProb: Device + Linear {
     /// For each pair of the batch: log-prob and entropy (nats) of
@@ -122,16 +122,17 @@ pub(crate) fn head_chunks<A: Float>(
                 col_stride: 1,
             };
             let out = pool::Shared::new(logits);
-            gemm::blocks(
+            gemm::blocks_within(
                 chunk.len(),
                 head.panels(),
                 hidden,
-                |block, acc| {
+                &out,
+                0,
+                padded,
+                |block, sums| {
                     let (rows, panels) = (block.rows.clone(), block.panels.clone());
-                    head.forward
-                        .product(rows, panels, hidden, left, acc, block.stride());
+                    head.forward.product(rows, panels, hidden, left, sums);
                 },
-                |block, acc| write_rows(&out, padded, block, acc),
             );
             f(c * most, &mut logits[..chunk.len() * padded], padded)?;
         }
@@ -194,9 +195,9 @@ impl<A: Float> LogProb for Cpu<A> {
                     m,
                     hidden.div_ceil(LANES),
                     vocab,
-                    |block, acc| {
+                    |block, sums| {
                         let (rows, panels) = (block.rows.clone(), block.panels.clone());
-                        backward.product(rows, panels, vocab, left, acc, block.stride());
+                        backward.product(rows, panels, vocab, left, sums);
                     },
                     |block, acc| {
                         let first = block.panels.start * LANES;

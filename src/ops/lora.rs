@@ -12,7 +12,7 @@ use std::ops::Range;
 
 use anyhow::Result;
 
-use crate::device::cpu::gemm::{self, Block, LANES, Left, Right};
+use crate::device::cpu::gemm::{self, Block, LANES, Left, Right, Sums};
 use crate::device::cpu::{Cpu, CpuBatch, pool};
 use crate::device::{Ctx, Device, Float, Slice, SliceMut};
 use crate::episode::AdapterId;
@@ -206,7 +206,7 @@ impl CpuAdapters {
         runs: &[Run],
         parts: &[Part],
         block: &Block,
-        acc: &mut [f32],
+        mut sums: Sums,
     ) {
         for run in runs {
             let Some((id, rows)) = overlap(run, &block.rows) else {
@@ -218,16 +218,14 @@ impl CpuAdapters {
                 if panels.is_empty() {
                     continue;
                 }
-                let at = (rows.start - block.rows.start) * block.stride()
-                    + (panels.start - block.panels.start) * LANES;
+                let column = (panels.start - block.panels.start) * LANES;
                 gemm::accumulate(
                     rows.clone(),
                     panels.start - whole.start..panels.end - whole.start,
                     pack.r,
                     columns(call.s.host(), offset, call.s_width),
                     Right::packed(&pack.expand, pack.r),
-                    &mut acc[at..],
-                    block.stride(),
+                    sums.from(rows.start - block.rows.start, column),
                 );
             }
         }
@@ -240,14 +238,14 @@ impl CpuAdapters {
         batch: &CpuBatch,
         inputs: usize,
         block: &Block,
-        acc: &mut [f32],
+        mut sums: Sums,
     ) {
         for run in &batch.runs {
             let Some((id, rows)) = overlap(run, &block.rows) else {
                 continue;
             };
             for (p, offset, pack) in self.parts(id, call.layer, call.group) {
-                let at = (rows.start - block.rows.start) * block.stride();
+                let mut sums = sums.from(rows.start - block.rows.start, 0);
                 let left = columns(call.s.host(), offset, call.s_width);
                 let right = Right::packed(&pack.expand_backward, pack.r);
                 let Some(dropout) = &batch.batch.dropout else {
@@ -257,8 +255,7 @@ impl CpuAdapters {
                         pack.r,
                         left,
                         right,
-                        &mut acc[at..],
-                        block.stride(),
+                        sums,
                     );
                     continue;
                 };
@@ -270,15 +267,15 @@ impl CpuAdapters {
                         pack.r,
                         left,
                         right,
-                        own,
-                        block.stride(),
+                        Sums::new(own, block.stride()),
                     );
                     let first = block.panels.start * LANES;
                     for (i, row) in rows.clone().enumerate() {
                         let key = mask_key(dropout.row_keys[row], call.layer, call.group, p);
-                        for j in 0..block.stride().min(inputs - first) {
-                            let keep = mask(key, first + j, dropout.p);
-                            acc[at + i * block.stride() + j] += own[i * block.stride() + j] * keep;
+                        let width = block.stride().min(inputs - first);
+                        let own = &own[i * block.stride()..];
+                        for (j, (sum, x)) in sums.row(i, width).iter_mut().zip(own).enumerate() {
+                            *sum += x * mask(key, first + j, dropout.p);
                         }
                     }
                 });
@@ -355,32 +352,26 @@ impl<A: Float> Cpu<A> {
         offset: usize,
         s_width: usize,
     ) {
-        gemm::blocks(
-            rows.len(),
-            width / LANES,
-            k,
-            |block, acc| {
-                gemm::product(
-                    block.rows.clone(),
-                    block.panels.clone(),
-                    k,
-                    left,
-                    Right::packed(panels, k),
-                    acc,
-                    block.stride(),
-                );
-            },
-            |block, acc| {
-                for (i, row) in block.rows.clone().enumerate() {
-                    let at = (rows.start + row) * s_width + offset + block.panels.start * LANES;
-                    // SAFETY: blocks do not overlap.
-                    let out = unsafe { out.slice_mut(at, block.stride()) };
-                    for (o, a) in out.iter_mut().zip(&acc[i * block.stride()..]) {
-                        *o = A::from_f32(*a);
-                    }
+        let panels_wide = width / LANES;
+        let first = rows.start * s_width + offset;
+        let fill = |block: &Block, sums: Sums| {
+            let (rows, columns) = (block.rows.clone(), block.panels.clone());
+            gemm::product(rows, columns, k, left, Right::packed(panels, k), sums);
+        };
+        if let Some(out) = out.as_f32() {
+            gemm::blocks_within(rows.len(), panels_wide, k, &out, first, s_width, fill);
+            return;
+        }
+        gemm::blocks(rows.len(), panels_wide, k, fill, |block, acc| {
+            for (i, row) in block.rows.clone().enumerate() {
+                let at = first + row * s_width + block.panels.start * LANES;
+                // SAFETY: blocks do not overlap.
+                let out = unsafe { out.slice_mut(at, block.stride()) };
+                for (o, a) in out.iter_mut().zip(&acc[i * block.stride()..]) {
+                    *o = A::from_f32(*a);
                 }
-            },
-        );
+            }
+        });
     }
 
     /// grads[at..] as `[m, n]` += left^T-style product over `k` rows.
@@ -391,28 +382,28 @@ impl<A: Float> Cpu<A> {
         grads: &mut [f32],
     ) {
         let shared = pool::Shared::new(grads);
+        let add = |block: &Block, sums: Sums| {
+            let (rows, panels) = (block.rows.clone(), block.panels.clone());
+            gemm::accumulate(rows, panels, k, left, right, sums);
+        };
+        if n.is_multiple_of(LANES) {
+            gemm::blocks_within(m, n / LANES, k, &shared, 0, n, add);
+            return;
+        }
         let width = |block: &Block| block.stride().min(n - block.panels.start * LANES);
         gemm::blocks(
             m,
             n.div_ceil(LANES),
             k,
-            |block, acc| {
+            |block, mut sums| {
                 for (i, row) in block.rows.clone().enumerate() {
                     // SAFETY: blocks do not overlap.
                     let g = unsafe {
                         shared.slice_mut(row * n + block.panels.start * LANES, width(block))
                     };
-                    acc[i * block.stride()..][..g.len()].copy_from_slice(g);
+                    sums.row(i, g.len()).copy_from_slice(g);
                 }
-                gemm::accumulate(
-                    block.rows.clone(),
-                    block.panels.clone(),
-                    k,
-                    left,
-                    right,
-                    acc,
-                    block.stride(),
-                );
+                add(block, sums);
             },
             |block, acc| {
                 for (i, row) in block.rows.clone().enumerate() {

@@ -6,6 +6,7 @@
 //! bit. Everything that multiplies on the CPU comes through [`Product`]:
 //! linear layers, attention and gradients.
 
+use std::marker::PhantomData;
 use std::ops::Range;
 
 use crate::device::Float;
@@ -58,21 +59,75 @@ impl<'a, T> Right<'a, T> {
     }
 }
 
-/// acc[i, p * LANES + j] += sum_k left[i, k] * right[panels.start + p][k, j]
-/// for `rows` rows; `acc` is row-major with rows of `acc_stride`.
+/// Where sums are made: rows that lie `stride` elements apart, in a buffer of
+/// their own or in an output that other threads write elsewhere.
+pub struct Sums<'a> {
+    first: *mut f32,
+    len: usize,
+    stride: usize,
+    life: PhantomData<&'a mut [f32]>,
+}
+
+impl<'a> Sums<'a> {
+    pub fn new(data: &'a mut [f32], stride: usize) -> Self {
+        Sums {
+            first: data.as_mut_ptr(),
+            len: data.len(),
+            stride,
+            life: PhantomData,
+        }
+    }
+
+    /// Sums in `out`, whose rows have `stride` elements, from element `at` on.
+    ///
+    /// # Safety
+    /// Until they are gone, nobody else may touch the elements that are summed.
+    pub unsafe fn within(out: &'a pool::Shared<f32>, at: usize, stride: usize) -> Self {
+        let (first, len) = out.from(at);
+        Sums {
+            first,
+            len,
+            stride,
+            life: PhantomData,
+        }
+    }
+
+    /// Those from a row and a column on.
+    pub fn from(&mut self, row: usize, column: usize) -> Sums<'_> {
+        let at = row * self.stride + column;
+        assert!(at <= self.len);
+        Sums {
+            // SAFETY: within the elements or just behind them.
+            first: unsafe { self.first.add(at) },
+            len: self.len - at,
+            stride: self.stride,
+            life: PhantomData,
+        }
+    }
+
+    /// The first `len` elements of a row.
+    pub fn row(&mut self, row: usize, len: usize) -> &mut [f32] {
+        let at = row * self.stride;
+        assert!(at + len <= self.len);
+        // SAFETY: in bounds, and this is the only way to them.
+        unsafe { std::slice::from_raw_parts_mut(self.first.add(at), len) }
+    }
+}
+
+/// sums[i, p * LANES + j] += sum_k left[i, k] * right[panels.start + p][k, j]
+/// for `rows` rows.
 pub fn accumulate<A: Float, B: Float>(
     rows: Range<usize>,
     panels: Range<usize>,
     k: usize,
     left: Left<A>,
     right: Right<B>,
-    acc: &mut [f32],
-    acc_stride: usize,
+    sums: Sums,
 ) {
-    multiply(isa(), rows, panels, k, left, right, acc, acc_stride, false);
+    multiply(isa(), rows, panels, k, left, right, sums, false);
 }
 
-/// The same with `=` for `+=`, which saves clearing and loading `acc`. Its
+/// The same with `=` for `+=`, which saves clearing and loading the sums. Its
 /// bits are those of [`accumulate`] into zeros.
 pub fn product<A: Float, B: Float>(
     rows: Range<usize>,
@@ -80,16 +135,15 @@ pub fn product<A: Float, B: Float>(
     k: usize,
     left: Left<A>,
     right: Right<B>,
-    acc: &mut [f32],
-    acc_stride: usize,
+    mut sums: Sums,
 ) {
     if k == 0 {
-        for row in acc.chunks_mut(acc_stride.max(1)).take(rows.len()) {
-            row[..panels.len() * LANES].fill(0.0);
+        for i in 0..rows.len() {
+            sums.row(i, panels.len() * LANES).fill(0.0);
         }
         return;
     }
-    multiply(isa(), rows, panels, k, left, right, acc, acc_stride, true);
+    multiply(isa(), rows, panels, k, left, right, sums, true);
 }
 
 /// `fresh` takes the sums before the first reduction step as zero.
@@ -101,8 +155,7 @@ fn multiply<A: Float, B: Float>(
     k: usize,
     left: Left<A>,
     right: Right<B>,
-    acc: &mut [f32],
-    acc_stride: usize,
+    sums: Sums,
     fresh: bool,
 ) {
     if rows.is_empty() || panels.is_empty() || k == 0 {
@@ -110,8 +163,8 @@ fn multiply<A: Float, B: Float>(
     }
     let last_a = (rows.end - 1) * left.row_stride + (k - 1) * left.col_stride;
     let last_b = (panels.end - 1) * right.panel_stride + (k - 1) * right.k_stride + LANES - 1;
-    let last_c = (rows.len() - 1) * acc_stride + panels.len() * LANES - 1;
-    assert!(last_a < left.data.len() && last_b < right.data.len() && last_c < acc.len());
+    let last_c = (rows.len() - 1) * sums.stride + panels.len() * LANES - 1;
+    assert!(last_a < left.data.len() && last_b < right.data.len() && last_c < sums.len);
     debug_assert!(isa <= self::isa());
 
     let m = rows.len();
@@ -136,8 +189,8 @@ fn multiply<A: Float, B: Float>(
                     b: right.data.as_ptr().add(b),
                     k_stride: right.k_stride,
                     panel_stride: right.panel_stride,
-                    acc: acc.as_mut_ptr().add(p * LANES),
-                    acc_stride,
+                    acc: sums.first.add(p * LANES),
+                    acc_stride: sums.stride,
                     fresh: fresh && k0 == 0,
                 };
                 tile::multiply(isa, &operands);
@@ -155,22 +208,50 @@ pub struct Block {
 }
 
 impl Block {
-    /// Length of a row of the block's accumulator.
+    /// Columns; also the length of a row of a buffer for the block alone.
     pub fn stride(&self) -> usize {
         self.panels.len() * LANES
     }
 }
 
 /// Cut an output of `rows` by `panels` into blocks over the cores. For each,
-/// `fill` sets an accumulator (of whatever content) and `write` takes it away.
+/// `fill` sets sums (of whatever content) and `write` takes them away.
 /// `k` is the length of the reductions, to judge the work.
 pub fn blocks(
     rows: usize,
     panels: usize,
     k: usize,
-    fill: impl Fn(&Block, &mut [f32]) + Sync + Send,
+    fill: impl Fn(&Block, Sums) + Sync + Send,
     write: impl Fn(&Block, &[f32]) + Sync + Send,
 ) {
+    cut(rows, panels, k, |block| {
+        with_buffer(block.rows.len() * block.stride(), |acc| {
+            fill(&block, Sums::new(acc, block.stride()));
+            write(&block, acc);
+        });
+    });
+}
+
+/// The same where the output itself, row-major with rows of `stride` elements
+/// from `at` on, holds the sums: nothing is copied.
+pub fn blocks_within(
+    rows: usize,
+    panels: usize,
+    k: usize,
+    out: &pool::Shared<f32>,
+    at: usize,
+    stride: usize,
+    fill: impl Fn(&Block, Sums) + Sync + Send,
+) {
+    debug_assert!(panels * LANES <= stride);
+    cut(rows, panels, k, |block| {
+        let at = at + block.rows.start * stride + block.panels.start * LANES;
+        // SAFETY: blocks do not overlap.
+        fill(&block, unsafe { Sums::within(out, at, stride) });
+    });
+}
+
+fn cut(rows: usize, panels: usize, k: usize, f: impl Fn(Block) + Sync + Send) {
     if rows == 0 || panels == 0 {
         return;
     }
@@ -188,10 +269,7 @@ pub fn blocks(
             rows: rows * rb / row_blocks..rows * (rb + 1) / row_blocks,
             panels: panels * pb / panel_blocks..panels * (pb + 1) / panel_blocks,
         };
-        with_buffer(block.rows.len() * block.stride(), |acc| {
-            fill(&block, acc);
-            write(&block, acc);
-        });
+        f(block);
     });
 }
 
@@ -241,7 +319,7 @@ mod tests {
             let n = panels * LANES;
             let mut c = vec![0f32; m * n];
             accumulate(0..m, 0..panels, k, Left { data: &a, row_stride: k, col_stride: 1 },
-                Right::packed(&b, k), &mut c, n);
+                Right::packed(&b, k), Sums::new(&mut c, n));
             for i in 0..m {
                 for j in 0..n {
                     let (p, l) = (j / LANES, j % LANES);
@@ -265,7 +343,7 @@ mod tests {
             let mut all = vec![0f32; m * n];
             let out = crate::device::cpu::pool::Shared::new(&mut all);
             blocks(m, panels, k, |block, acc| {
-                product(block.rows.clone(), block.panels.clone(), k, left, Right::packed(&b, k), acc, block.stride());
+                product(block.rows.clone(), block.panels.clone(), k, left, Right::packed(&b, k), acc);
             }, |block, acc| {
                 for (r, i) in block.rows.clone().enumerate() {
                     // SAFETY: blocks are disjoint.
@@ -275,7 +353,7 @@ mod tests {
             });
             for i in 0..m {
                 let mut one = vec![0f32; n];
-                accumulate(i..i + 1, 0..panels, k, left, Right::packed(&b, k), &mut one, n);
+                accumulate(i..i + 1, 0..panels, k, left, Right::packed(&b, k), Sums::new(&mut one, n));
                 prop_assert_eq!(&one[..], &all[i * n..(i + 1) * n]);
             }
         }
@@ -325,7 +403,8 @@ mod tests {
         let run = |isa, fresh| {
             let mut acc = random(m * stride, 7);
             let (rows, cols) = (1..m + 1, 1..panels + 1);
-            multiply(isa, rows, cols, k, left, right, &mut acc, stride, fresh);
+            let sums = Sums::new(&mut acc, stride);
+            multiply(isa, rows, cols, k, left, right, sums, fresh);
             acc.into_iter().map(f32::to_bits).collect::<Vec<_>>()
         };
         [true, false]

@@ -12,6 +12,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, OnceLock};
 
+use crate::device::Float;
+
 /// Number of threads that [`parallel`] uses: that of the surrounding rayon
 /// pool (by default all cores, or RAYON_NUM_THREADS).
 pub fn threads() -> usize {
@@ -267,12 +269,30 @@ impl<T> Shared<T> {
         unsafe { std::slice::from_raw_parts_mut(self.ptr.add(start), len) }
     }
 
+    /// Where the elements from `start` on lie, and how many there are.
+    pub fn from(&self, start: usize) -> (*mut T, usize) {
+        assert!(start <= self.len);
+        // SAFETY: within the buffer or just behind it.
+        (unsafe { self.ptr.add(start) }, self.len - start)
+    }
+
     /// # Safety
     /// No live `slice_mut` may overlap, and the slice must not outlive the buffer.
     pub unsafe fn slice(&self, start: usize, len: usize) -> &[T] {
         assert!(start + len <= self.len);
         // SAFETY: in bounds by the check, unaliased by the caller's promise.
         unsafe { std::slice::from_raw_parts(self.ptr.add(start), len) }
+    }
+}
+
+impl<T: Float> Shared<T> {
+    /// The same buffer, if its elements are f32.
+    pub fn as_f32(&self) -> Option<Shared<f32>> {
+        // f32 is the only float of four bytes.
+        (size_of::<T>() == 4).then(|| Shared {
+            ptr: self.ptr.cast(),
+            len: self.len,
+        })
     }
 }
 

@@ -44,17 +44,9 @@ pub unsafe fn host_gemm(g: &Gemm) {
         g.m,
         panels,
         g.k,
-        |block, acc| {
+        |block, sums| {
             let (rows, panels) = (block.rows.clone(), block.panels.clone());
-            gemm::product(
-                rows,
-                panels,
-                g.k,
-                left,
-                Right::packed(&b, g.k),
-                acc,
-                block.stride(),
-            );
+            gemm::product(rows, panels, g.k, left, Right::packed(&b, g.k), sums);
         },
         |block, acc| {
             let first = block.panels.start * LANES;

@@ -34,7 +34,7 @@ pub(super) unsafe fn multiply<A: Float, B: Float>(o: &Operands<A, B>) {
         if size_of::<B>() == 2 && o.rows >= WIDEN_ROWS {
             right_widened(o);
         } else {
-            tiles(o);
+            tiles(o, true);
         }
     }
 }
@@ -59,7 +59,7 @@ unsafe fn right_widened<A: Float, B: Float>(o: &Operands<A, B>) {
                 _mm512_storeu_ps(to.add(k * STEP + p * LANES), load(from));
             }
         }
-        tiles(&Operands {
+        let wide = Operands {
             rows: o.rows,
             panels: o.panels,
             k: o.k,
@@ -72,21 +72,34 @@ unsafe fn right_widened<A: Float, B: Float>(o: &Operands<A, B>) {
             acc: o.acc,
             acc_stride: o.acc_stride,
             fresh: o.fresh,
-        });
+        };
+        tiles(&wide, false);
     }
 }
 
+/// One tile after another; with `fetch` the first brings what is ahead of the
+/// right operand into the caches, where the others then find it.
+///
 /// # Safety
 /// As [`multiply`].
-unsafe fn tiles<A: Float, B: Float>(o: &Operands<A, B>) {
-    o.cut(most_rows(o.panels), |o| {
+unsafe fn tiles<A: Float, B: Float>(o: &Operands<A, B>, fetch: bool) {
+    o.cut(most_rows(o.panels), |piece| {
+        let fetch = fetch && piece.acc == o.acc;
         // SAFETY: as promised by the caller.
         unsafe {
             if size_of::<A>() == 4 && (o.col_stride == 1 || o.row_stride == 1) {
                 // f32 is the only float of four bytes.
-                tile(&o.with_left(o.a.cast(), o.row_stride, o.col_stride));
+                let left = o.with_left(piece.a.cast(), o.row_stride, o.col_stride);
+                tile(
+                    &Operands {
+                        rows: piece.rows,
+                        acc: piece.acc,
+                        ..left
+                    },
+                    fetch,
+                );
             } else {
-                left_widened(o);
+                left_widened(piece, fetch);
             }
         }
     });
@@ -98,7 +111,7 @@ unsafe fn tiles<A: Float, B: Float>(o: &Operands<A, B>) {
 /// # Safety
 /// As [`multiply`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-unsafe fn left_widened<A: Float, B: Float>(o: &Operands<A, B>) {
+unsafe fn left_widened<A: Float, B: Float>(o: &Operands<A, B>, fetch: bool) {
     let mut copy = [const { MaybeUninit::<f32>::uninit() }; MOST_ROWS * MOST_STEPS];
     let to: *mut f32 = copy.as_mut_ptr().cast();
     // SAFETY: reads are in bounds by the caller's promise, as are rows and k,
@@ -112,7 +125,7 @@ unsafe fn left_widened<A: Float, B: Float>(o: &Operands<A, B>) {
                 let wide = _mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16);
                 _mm256_storeu_ps(to.add(k * MOST_ROWS), _mm256_castsi256_ps(wide));
             }
-            return tile(&o.with_left(to, 1, MOST_ROWS));
+            return tile(&o.with_left(to, 1, MOST_ROWS), fetch);
         }
         for i in 0..o.rows {
             let (from, to) = (o.a.add(i * o.row_stride), to.add(i * MOST_STEPS));
@@ -128,41 +141,44 @@ unsafe fn left_widened<A: Float, B: Float>(o: &Operands<A, B>) {
                 k += 1;
             }
         }
-        tile(&o.with_left(to, MOST_STEPS, 1));
+        tile(&o.with_left(to, MOST_STEPS, 1), fetch);
     }
 }
 
 /// # Safety
 /// As [`multiply`]; one of the left strides is 1.
 #[inline(always)]
-unsafe fn tile<B: Float>(o: &Operands<f32, B>) {
+unsafe fn tile<B: Float>(o: &Operands<f32, B>, fetch: bool) {
     macro_rules! call {
-        ($turned:literal: $(($m:literal, $p:literal)),*) => {
+        ($turned:literal, $fetch:literal: $(($m:literal, $p:literal)),*) => {
             // SAFETY: as promised by the caller.
             unsafe {
                 match (o.rows, o.panels) {
-                    $(($m, $p) => sums::<B, $m, $p, $turned>(o),)*
+                    $(($m, $p) => sums::<B, $m, $p, $turned, $fetch>(o),)*
                     _ => unreachable!("no tile of {} rows by {} panels", o.rows, o.panels),
                 }
             }
         };
-        ($turned:literal) => {
-            call!($turned: (1, 1), (2, 1), (3, 1), (4, 1), (5, 1), (6, 1), (7, 1), (8, 1),
+        ($turned:literal, $fetch:literal) => {
+            call!($turned, $fetch: (1, 1), (2, 1), (3, 1), (4, 1), (5, 1), (6, 1), (7, 1), (8, 1),
                 (1, 2), (2, 2), (3, 2), (4, 2), (5, 2), (6, 2), (7, 2), (8, 2),
                 (1, 4), (2, 4), (3, 4), (4, 4), (5, 4), (6, 4))
         };
     }
-    if o.col_stride == 1 {
-        call!(false)
-    } else {
-        call!(true)
+    match (o.col_stride == 1, fetch) {
+        (true, true) => call!(false, true),
+        (true, false) => call!(false, false),
+        (false, true) => call!(true, true),
+        (false, false) => call!(true, false),
     }
 }
 
 /// # Safety
 /// As [`multiply`]; the left rows lie along memory, the left columns if `TURNED`.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-unsafe fn sums<B: Float, const M: usize, const P: usize, const TURNED: bool>(o: &Operands<f32, B>) {
+unsafe fn sums<B: Float, const M: usize, const P: usize, const TURNED: bool, const FETCH: bool>(
+    o: &Operands<f32, B>,
+) {
     // SAFETY: in bounds by the caller's promise.
     unsafe {
         let mut c = [[_mm512_setzero_ps(); P]; M];
@@ -184,7 +200,9 @@ unsafe fn sums<B: Float, const M: usize, const P: usize, const TURNED: bool>(o: 
             let mut right = [_mm512_setzero_ps(); P];
             for (v, panel) in right.iter_mut().zip(panels) {
                 let at = panel.wrapping_add(from);
-                _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD * o.k_stride).cast());
+                if FETCH {
+                    _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD * o.k_stride).cast());
+                }
                 *v = load(at);
             }
             for (i, row) in c.iter_mut().enumerate() {
