@@ -192,8 +192,8 @@ impl Panels {
         sums: Sums,
     ) {
         match self {
-            Panels::F32(v) => gemm::product(rows, panels, k, left, Right::packed(v, k), sums),
-            Panels::Bf16(v) => gemm::product(rows, panels, k, left, Right::packed(v, k), sums),
+            Panels::F32(v) => gemm::product(rows, panels, k, left, Right::weight(v, k), sums),
+            Panels::Bf16(v) => gemm::product(rows, panels, k, left, Right::weight(v, k), sums),
         }
     }
 }

@@ -608,6 +608,7 @@ impl<A: Float> Lora for Cpu<A> {
                 data: &s.host()[offset..],
                 panel_stride: LANES,
                 k_stride: s_width,
+                pairs: false,
             };
             let db = &mut grads[f.b..f.b + widths[p] * f.r];
             Self::gradient((widths[p], f.r, rows), up, right, db);

@@ -36,6 +36,11 @@ pub struct Right<'a, T> {
     pub data: &'a [T],
     pub panel_stride: usize,
     pub k_stride: usize,
+    /// Whether two steps of the reduction may be taken as one, where the
+    /// machine has a faster instruction for that. Only for reductions that
+    /// always begin at their first element: which steps go together decides
+    /// the bits.
+    pub pairs: bool,
 }
 
 impl<'a, T> Right<'a, T> {
@@ -45,6 +50,15 @@ impl<'a, T> Right<'a, T> {
             data,
             panel_stride: k * LANES,
             k_stride: LANES,
+            pairs: false,
+        }
+    }
+
+    /// The same for a weight, whose reductions are always whole.
+    pub fn weight(data: &'a [T], k: usize) -> Self {
+        Right {
+            pairs: true,
+            ..Right::packed(data, k)
         }
     }
 
@@ -55,6 +69,7 @@ impl<'a, T> Right<'a, T> {
             data,
             panel_stride: LANES,
             k_stride: row,
+            pairs: false,
         }
     }
 }
@@ -165,10 +180,12 @@ fn multiply<A: Float, B: Float>(
     let last_b = (panels.end - 1) * right.panel_stride + (k - 1) * right.k_stride + LANES - 1;
     let last_c = (rows.len() - 1) * sums.stride + panels.len() * LANES - 1;
     assert!(last_a < left.data.len() && last_b < right.data.len() && last_c < sums.len);
-    debug_assert!(isa <= self::isa());
 
     let m = rows.len();
-    let steps = isa.steps();
+    let bf16 = size_of::<A>() == 2 && size_of::<B>() == 2;
+    let pairs = isa == Isa::Avx512Dot && right.pairs && bf16 && left.col_stride == 1;
+    debug_assert!(!right.pairs || right.k_stride == LANES);
+    let steps = isa.steps(pairs);
     for k0 in (0..k).step_by(steps) {
         let kb = steps.min(k - k0);
         let mut p = 0;
@@ -192,6 +209,7 @@ fn multiply<A: Float, B: Float>(
                     acc: sums.first.add(p * LANES),
                     acc_stride: sums.stride,
                     fresh: fresh && k0 == 0,
+                    pairs,
                 };
                 tile::multiply(isa, &operands);
             }
@@ -299,6 +317,7 @@ pub fn with_buffer<R>(len: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::cpu::simd::has_dots;
     use crate::rng::Stream;
     use half::bf16;
     use proptest::prelude::*;
@@ -375,6 +394,43 @@ mod tests {
             prop_assert!(same_bits(shape, &a, &b16), "f32, bf16");
             prop_assert!(same_bits(shape, &a16, &b), "bf16, f32");
             prop_assert!(same_bits(shape, &a16, &b16), "bf16, bf16");
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        /// Products of bf16 in pairs: parity with a double-precision sum, and a
+        /// row alone has the bits it has in company.
+        #[test]
+        fn pairs_match_f64(m in 1usize..80, panels in 1usize..10, k in 1usize..700, seed: u64) {
+            if !has_dots() {
+                static ONCE: std::sync::Once = std::sync::Once::new();
+                ONCE.call_once(|| eprintln!("skipped: this machine has no AVX-512 BF16"));
+                return Ok(());
+            }
+            let half = |v: Vec<f32>| -> Vec<bf16> { v.into_iter().map(bf16::from_f32).collect() };
+            let (a, b) = (half(random(m * k, seed)), half(random(panels * k * LANES, seed ^ 1)));
+            let left = Left { data: &a[..], row_stride: k, col_stride: 1 };
+            let n = panels * LANES;
+            let run = |rows: Range<usize>| {
+                let mut out = vec![f32::NAN; rows.len() * n];
+                let sums = Sums::new(&mut out, n);
+                multiply(Isa::Avx512Dot, rows, 0..panels, k, left, Right::weight(&b, k), sums, true);
+                out
+            };
+            let all = run(0..m);
+            for i in 0..m {
+                prop_assert_eq!(&run(i..i + 1)[..], &all[i * n..(i + 1) * n]);
+                for j in 0..n {
+                    let (p, l) = (j / LANES, j % LANES);
+                    let term = |x: usize| a[i * k + x].to_f64() * b[(p * k + x) * LANES + l].to_f64();
+                    let exact: f64 = (0..k).map(term).sum();
+                    let size: f64 = (0..k).map(|x| term(x).abs()).sum();
+                    let bound = f32::EPSILON as f64 * size * (k as f64).sqrt();
+                    prop_assert!((all[i * n + j] as f64 - exact).abs() <= bound, "{} {}", all[i * n + j], exact);
+                }
+            }
         }
     }
 

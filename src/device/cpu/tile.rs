@@ -7,6 +7,8 @@
 
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod dot;
 
 use crate::device::Float;
 use crate::device::cpu::gemm::LANES;
@@ -27,6 +29,9 @@ pub(super) struct Operands<A, B> {
     pub acc: *mut f32,
     pub acc_stride: usize,
     pub fresh: bool,
+    /// bf16 by bf16, two steps at a time; left rows and right steps lie side
+    /// by side.
+    pub pairs: bool,
 }
 
 impl<A, B> Operands<A, B> {
@@ -42,6 +47,26 @@ impl<A, B> Operands<A, B> {
                 acc: self.acc.wrapping_add(first * self.acc_stride),
                 ..*self
             });
+        }
+    }
+
+    /// The same elements under another type's name.
+    #[cfg(target_arch = "x86_64")]
+    fn cast<T>(&self) -> Operands<T, T> {
+        Operands {
+            rows: self.rows,
+            panels: self.panels,
+            k: self.k,
+            a: self.a.cast(),
+            row_stride: self.row_stride,
+            col_stride: self.col_stride,
+            b: self.b.cast(),
+            k_stride: self.k_stride,
+            panel_stride: self.panel_stride,
+            acc: self.acc,
+            acc_stride: self.acc_stride,
+            fresh: self.fresh,
+            pairs: self.pairs,
         }
     }
 
@@ -62,21 +87,26 @@ impl<A, B> Operands<A, B> {
             acc: self.acc,
             acc_stride: self.acc_stride,
             fresh: self.fresh,
+            pairs: self.pairs,
         }
     }
 }
 
-/// Most reduction steps of a tile of AVX-512.
+/// Most reduction steps of a tile of AVX-512, and of one that takes pairs.
 #[cfg(target_arch = "x86_64")]
 const MOST_STEPS: usize = 128;
+#[cfg(target_arch = "x86_64")]
+const MOST_PAIRED: usize = 256;
 
 impl Isa {
     /// Reduction steps between rests of the partial sums, so that the share of
     /// a tile's panels stays in the first-level cache.
-    pub(super) fn steps(self) -> usize {
+    pub(super) fn steps(self, pairs: bool) -> usize {
         match self {
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => MOST_STEPS,
+            _ if pairs => MOST_PAIRED,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 | Isa::Avx512Dot => MOST_STEPS,
             _ => 256,
         }
     }
@@ -86,7 +116,7 @@ impl Isa {
     pub(super) fn panels(self, rows: usize, left: usize) -> usize {
         let most = match (self, rows) {
             // Loads of left elements are then few beside the multiply-adds.
-            (Isa::Avx512, _) => return [0, 1, 2, 2, 4][left.min(4)],
+            (Isa::Avx512 | Isa::Avx512Dot, _) => return [0, 1, 2, 2, 4][left.min(4)],
             // Few rows leave registers free.
             (_, 1) => 4,
             (_, 2 | 3) => 2,
@@ -104,7 +134,12 @@ pub(super) unsafe fn multiply<A: Float, B: Float>(isa: Isa, o: &Operands<A, B>) 
     // SAFETY: as promised by the caller.
     unsafe {
         #[cfg(target_arch = "x86_64")]
-        if isa == Isa::Avx512 {
+        if o.pairs {
+            // Both are bf16, as the flag says.
+            return dot::multiply(&o.cast());
+        }
+        #[cfg(target_arch = "x86_64")]
+        if isa >= Isa::Avx512 {
             return avx512::multiply(o);
         }
         o.cut(TILE_ROWS, |o| tile(isa, o));

@@ -72,6 +72,7 @@ unsafe fn right_widened<A: Float, B: Float>(o: &Operands<A, B>) {
             acc: o.acc,
             acc_stride: o.acc_stride,
             fresh: o.fresh,
+            pairs: false,
         };
         tiles(&wide, false);
     }
