@@ -404,6 +404,39 @@ fn the_largest_batch_fits_and_one_more_does_not() {
     }
 }
 
+/// Where a step's activations would not fit, auto has the backward compute
+/// layers again, and only there; a user can have either.
+#[test]
+fn checkpointing_is_the_plan_s_fallback() {
+    for device in ["cpu", "cuda"] {
+        let with = |memory: u64, choice: &str| {
+            let memory = memory.to_string();
+            let set = format!("train.gradient_checkpointing={choice}");
+            json(&["--device", device, "--memory", &memory, "--set", &set])
+        };
+        let total = |plan: &Value| plan["total_bytes"].as_u64().unwrap();
+        let (never, always) = (with(1 << 40, "never"), with(1 << 40, "always"));
+        assert!(total(&always) < total(&never) * 3 / 4, "{device}");
+        let between = (total(&always) + total(&never)) / 2;
+        for (memory, choice, recomputes, fits) in [
+            (1 << 40, "auto", false, true),
+            (between, "auto", true, true),
+            (between, "never", false, false),
+            (between, "always", true, true),
+            (total(&never), "auto", false, true),
+            (total(&never) - 1, "auto", true, true),
+            (total(&always) - 1, "auto", true, false),
+        ] {
+            let plan = with(memory, choice);
+            assert_eq!(
+                plan["gradient_checkpointing"], recomputes,
+                "{device} {choice} {memory}"
+            );
+            assert_eq!(plan["fits"], fits, "{device} {choice} {memory}");
+        }
+    }
+}
+
 /// A machine without a GPU can plan for one.
 #[test]
 fn a_plan_for_a_gpu_needs_none() {

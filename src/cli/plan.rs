@@ -14,7 +14,7 @@ use crate::model::adapter::AdapterLayout;
 use crate::model::config::ModelShape;
 use crate::model::plan::{Plan, WeightTypes};
 use crate::train::session::{
-    AdapterSource, DECODE_ROWS, Demand, device_memory, kv_pages, model_dir,
+    AdapterSource, DECODE_ROWS, Demand, device_memory, kv_pages, model_dir, plan,
 };
 use crate::train::setup::{data_path, initial_adapter, training_demand};
 
@@ -26,14 +26,15 @@ pub fn run(args: PlanArgs) -> Result<Outcome> {
     let available = args.memory.or(free);
     let text = match args.json {
         true => planning.json(available),
-        false => planning.text(&config, available),
+        false => planning.text(available),
     };
     super::print(&text)?;
     Ok(Outcome::Done)
 }
 
 /// All that a training run's plan is made from.
-struct Planning {
+struct Planning<'a> {
+    config: &'a Config,
     kind: MemoryKind,
     shape: ModelShape,
     types: WeightTypes,
@@ -49,8 +50,8 @@ struct Largest {
     decode_rows: Option<usize>,
 }
 
-impl Planning {
-    fn new(config: &Config, kind: MemoryKind) -> Result<Self> {
+impl<'a> Planning<'a> {
+    fn new(config: &'a Config, kind: MemoryKind) -> Result<Self> {
         let dir = model_dir(config)?;
         let shape = ModelShape::load(&dir)?;
         let credit =
@@ -73,6 +74,7 @@ impl Planning {
         };
         demand.check_pages(config)?;
         Ok(Planning {
+            config,
             kind,
             types: WeightTypes::read(&dir, &shape)?,
             shape,
@@ -81,20 +83,21 @@ impl Planning {
         })
     }
 
-    fn plan(&self, demand: &Demand, decode_rows: usize) -> Plan {
-        let capacity = demand.capacity_with(&self.layouts, decode_rows);
-        Plan::new(
+    fn plan(&self, demand: &Demand, decode_rows: usize, available: Option<u64>) -> Plan {
+        plan(
+            self.config,
             self.kind,
-            &self.types,
             &self.shape,
-            &capacity,
+            &self.types,
+            &demand.capacity_with(&self.layouts, decode_rows),
             &self.layouts,
             demand.training,
+            available,
         )
     }
 
-    fn configured(&self) -> Plan {
-        self.plan(&self.demand, DECODE_ROWS)
+    fn configured(&self, available: Option<u64>) -> Plan {
+        self.plan(&self.demand, DECODE_ROWS, available)
     }
 
     fn largest(&self, memory: u64) -> Largest {
@@ -104,7 +107,7 @@ impl Planning {
                 tokens_per_batch,
                 ..*d
             };
-            self.plan(&demand, DECODE_ROWS).total() <= memory
+            self.plan(&demand, DECODE_ROWS, Some(memory)).total() <= memory
         };
         let step = d.step_groups * d.longest_prompt + d.step_sequences * d.longest_completion;
         let copies = 1 + usize::from(d.reference_rows);
@@ -116,7 +119,7 @@ impl Planning {
                 sampled: rows,
                 ..*d
             };
-            rows < d.group || self.plan(&demand, rows).total() <= memory
+            rows < d.group || self.plan(&demand, rows, Some(memory)).total() <= memory
         };
         Largest {
             tokens_per_batch,
@@ -126,7 +129,7 @@ impl Planning {
     }
 
     fn json(&self, available: Option<u64>) -> String {
-        let plan = self.configured();
+        let plan = self.configured(available);
         let roles: BTreeMap<&str, u64> = Role::ALL
             .into_iter()
             .map(|r| (r.name(), plan.role_bytes(r)))
@@ -147,6 +150,7 @@ impl Planning {
             "blame": blame,
             "rows": plan.capacity.rows,
             "saved_rows": plan.capacity.saved_rows,
+            "gradient_checkpointing": plan.capacity.recompute,
             "kv_pages": plan.capacity.pages,
             "largest_tokens_per_batch": largest.as_ref().and_then(|l| l.tokens_per_batch),
             "largest_is_whole_step": largest.as_ref().map(|l| l.whole_step),
@@ -155,8 +159,8 @@ impl Planning {
         format!("{object}\n")
     }
 
-    fn text(&self, config: &Config, available: Option<u64>) -> String {
-        let plan = self.configured();
+    fn text(&self, available: Option<u64>) -> String {
+        let plan = self.configured(available);
         let mut out = plan.table();
         out.push('\n');
         match available {
@@ -165,6 +169,10 @@ impl Planning {
                 match plan.refusal(a) {
                     Some(refusal) => out += &refusal,
                     None => out += &format!("fits: {} MiB are available\n", a >> 20),
+                }
+                if plan.capacity.recompute {
+                    out +=
+                        "the backward computes each layer again (train.gradient_checkpointing)\n";
                 }
                 let largest = self.largest(a);
                 out += &match (largest.tokens_per_batch, largest.whole_step) {
@@ -187,7 +195,7 @@ impl Planning {
         }
         out + &format!(
             "prompts of up to data.max_prompt_length = {} tokens are planned for\n",
-            config.data.max_prompt_length
+            self.config.data.max_prompt_length
         )
     }
 }

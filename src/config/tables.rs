@@ -427,6 +427,18 @@ impl Default for OptimizerConfig {
     }
 }
 
+/// When a backward keeps each layer's input alone and computes the rest again.
+/// It changes no bit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum GradientCheckpointing {
+    /// Where a step's activations would not fit otherwise.
+    #[default]
+    Auto,
+    Always,
+    Never,
+}
+
 /// The run as a whole.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -441,6 +453,8 @@ pub struct TrainConfig {
     pub device: String,
     /// Most rows of one packed batch: a physical limit, never part of the meaning.
     pub tokens_per_batch: usize,
+    /// Whether layers are computed again for their backward, to save memory.
+    pub gradient_checkpointing: GradientCheckpointing,
     /// Held-out evaluation every so many steps (0 = only before and after).
     pub eval_every: usize,
     /// Checkpoint every so many steps (0 = only at the end).
@@ -458,6 +472,7 @@ impl Default for TrainConfig {
             seed: 0,
             device: "auto".into(),
             tokens_per_batch: 8192,
+            gradient_checkpointing: GradientCheckpointing::Auto,
             eval_every: 0,
             save_every: 0,
             logprob_difference_limit: 0.05,

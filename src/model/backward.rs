@@ -5,17 +5,20 @@ use anyhow::Result;
 
 use crate::device::Float;
 use crate::model::buffers::{Activations, Scratch};
-use crate::model::half_layer::{GradientArena, HalfLayers, Pass, slice, slice_mut};
+use crate::model::half_layer::{Context, GradientArena, HalfLayers, Pass, slice, slice_mut};
 use crate::ops::rmsnorm::NormShape;
 
 /// Add to `grads` the gradient of sum over grad pairs of coefficient * log pi.
-/// `scratch` holds u (from the head's forward) and the coefficients.
+/// `scratch` holds u (from the head's forward) and the coefficients. With
+/// `recompute` every layer is first computed again from the stream that entered
+/// it: the same operations on the same numbers, so that no bit differs.
 pub fn backward<D: HalfLayers, R: Float>(
     device: &D,
     pass: &Pass<D>,
-    acts: &Activations<D, R>,
+    acts: &mut Activations<D, R>,
     scratch: &mut Scratch<D>,
     grads: &mut GradientArena<D>,
+    recompute: bool,
 ) -> Result<()> {
     let rows = pass.saved_rows;
     let shape = &pass.model.shape;
@@ -45,6 +48,15 @@ pub fn backward<D: HalfLayers, R: Float>(
         slice_mut(&mut scratch.dy, rows * hidden),
     )?;
     for layer in (0..shape.num_layers).rev() {
+        if recompute {
+            let again = Pass {
+                rows,
+                again: true,
+                ..*pass
+            };
+            device.attention_half_forward(&again, layer, acts, &mut Context::Packed)?;
+            device.mlp_half_forward(&again, layer, acts)?;
+        }
         device.mlp_half_backward(pass, layer, acts, scratch, grads)?;
         device.attention_half_backward(pass, layer, acts, scratch, grads)?;
     }

@@ -6,7 +6,7 @@ use crate::device::memory::Role;
 use crate::device::{Element, Float, Slice, SliceMut};
 use crate::model::config::ModelShape;
 use crate::model::half_layer::slice_mut;
-use crate::model::plan::{KV_PAGES, LIVE, Planned};
+use crate::model::plan::{KV_PAGES, LIVE, Planned, STREAM};
 use crate::ops::Ops;
 use crate::ops::decode::page_elements;
 
@@ -16,6 +16,8 @@ pub struct Stacked<D: Ops, T: Element> {
     /// For forwards that save nothing, where those have memory of their own.
     live: Option<D::Buf<T>>,
     width: usize,
+    /// Whether every level has rows of its own, rather than all the same.
+    levels: bool,
 }
 
 impl<D: Ops, T: Element> Stacked<D, T> {
@@ -26,28 +28,41 @@ impl<D: Ops, T: Element> Stacked<D, T> {
             true => Some(planned.buffer(&name)?.0),
             false => None,
         };
-        Ok(Stacked { buf, live, width })
+        Ok(Stacked {
+            buf,
+            live,
+            width,
+            levels: !planned.plan.capacity.recompute || name.ends_with(STREAM),
+        })
     }
 
-    /// The first `rows` rows of a level, when every level saves `saved`.
+    /// The first `rows` rows of a level, when a level saves `saved`.
     pub fn get(&self, level: usize, saved: usize, rows: usize) -> Slice<'_, D, T> {
         Slice {
             buf: match (&self.live, saved) {
                 (Some(live), 0) => live,
                 _ => &self.buf,
             },
-            start: level * saved * self.width,
+            start: self.start(level, saved),
             len: rows * self.width,
         }
     }
 
+    fn start(&self, level: usize, saved: usize) -> usize {
+        match self.levels {
+            true => level * saved * self.width,
+            false => 0,
+        }
+    }
+
     pub fn get_mut(&mut self, level: usize, saved: usize, rows: usize) -> SliceMut<'_, D, T> {
+        let start = self.start(level, saved);
         SliceMut {
             buf: match (&mut self.live, saved) {
                 (Some(live), 0) => live,
                 _ => &mut self.buf,
             },
-            start: level * saved * self.width,
+            start,
             len: rows * self.width,
         }
     }

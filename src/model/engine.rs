@@ -376,6 +376,7 @@ impl<D: HalfLayers> Engine<D> {
             coefficients,
         )?;
         let pass = Pass {
+            again: false,
             ctx: &ctx,
             model: &self.model,
             adapters: &self.adapters,
@@ -388,7 +389,15 @@ impl<D: HalfLayers> Engine<D> {
             layout: &self.residents[adapter.0 as usize].layout,
             grads,
         };
-        backward(&self.device, &pass, &self.acts, scratch, &mut arena)
+        let recompute = self.capacity.recompute;
+        backward(
+            &self.device,
+            &pass,
+            &mut self.acts,
+            scratch,
+            &mut arena,
+            recompute,
+        )
     }
 
     /// Forward of a paged batch, then one token per request.
@@ -454,6 +463,7 @@ impl<D: HalfLayers> Engine<D> {
         };
         let host = self.device.batch(&self.batch);
         let pass = Pass {
+            again: false,
             ctx: &ctx,
             model: &self.model,
             adapters: &self.adapters,
@@ -521,6 +531,7 @@ impl<D: HalfLayers> Engine<D> {
         let s_width = self.s_width();
         let host = self.device.batch(&self.batch);
         let pass = Pass {
+            again: false,
             ctx: &ctx,
             model: &self.model,
             adapters: &self.adapters,

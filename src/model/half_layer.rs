@@ -25,6 +25,9 @@ pub struct Pass<'a, D: Ops> {
     pub batch: &'a D::Batch,
     pub rows: usize,
     pub saved_rows: usize,
+    /// Whether layers are computed again for their backward, from the stream
+    /// that entered them.
+    pub again: bool,
 }
 
 impl<D: Ops> Pass<'_, D> {
@@ -118,6 +121,7 @@ pub fn attention_half_forward<D: Ops, R: Float>(
     let (rows, saved, shape) = (pass.rows, pass.saved_rows, pass.shape());
     let weights: &Layer<D> = &pass.model.layers[layer];
     let add = match layer {
+        _ if pass.again => None,
         0 => None,
         _ => Some((
             acts.h_mid.get(layer - 1, saved, rows),
@@ -228,6 +232,14 @@ pub fn mlp_half_forward<D: Ops, R: Float>(
         acts.gate_up.get(layer, saved, rows),
         acts.act.get_mut(layer, saved, rows),
     )?;
+    if pass.again {
+        // What the layer puts out, no backward looks at.
+        let (x, s) = (
+            acts.act.get(layer, saved, rows),
+            acts.s_down.get_mut(layer, saved, rows),
+        );
+        return shrink(device, pass, layer, Group::Down, x, s).map(|_| ());
+    }
     linear(
         device,
         pass,
@@ -395,8 +407,21 @@ fn linear<D: Ops>(
     mut s: SliceMut<D, D::Act>,
     y: SliceMut<D, D::Act>,
 ) -> Result<()> {
+    let adapted = shrink(device, pass, layer, group, x, s.reborrow())?;
+    let call = adapted.then(|| lora_call(pass, layer, group, s.as_const()));
+    device.linear_forward(pass.ctx, pass.batch, pass.rows, weight, x, call, y)
+}
+
+/// s of adapted rows, where there are any.
+fn shrink<D: Ops>(
+    device: &D,
+    pass: &Pass<D>,
+    layer: usize,
+    group: Group,
+    x: Slice<D, D::Act>,
+    s: SliceMut<D, D::Act>,
+) -> Result<bool> {
     let s_width = pass.s_width[group as usize];
-    let mut call = None;
     if s_width > 0 {
         device.lora_shrink(
             pass.ctx,
@@ -406,12 +431,11 @@ fn linear<D: Ops>(
             layer,
             group,
             x,
-            s.reborrow(),
+            s,
             s_width,
         )?;
-        call = Some(lora_call(pass, layer, group, s.as_const()));
     }
-    device.linear_forward(pass.ctx, pass.batch, pass.rows, weight, x, call, y)
+    Ok(s_width > 0)
 }
 
 /// Its backward: ds, dx (where anybody needs it) and the factors' gradients.

@@ -19,7 +19,8 @@ use crate::model::config::ModelShape;
 
 pub trait Attention: Device {
     /// out `[rows, q]` and lse `[rows, heads]`, overwritten, from rotated qk
-    /// `[rows, q | k]` and the v columns of qkv `[rows, q | k | v]`.
+    /// `[rows, q | k]` and the v columns of qkv `[rows, q | k | v]`. The rows are
+    /// all of the batch, or its saved ones.
     #[allow(clippy::too_many_arguments)]
     fn attention_forward(
         &self,
@@ -157,11 +158,14 @@ impl<A: Float> Attention for Cpu<A> {
         let batch = &batch.batch;
         let l = Layout::new(shape);
         let scale = 1.0 / (l.hd as f32).sqrt();
+        let out_len = out.len;
         let (out, lse) = (out.shared(), lse.shared());
         let (qk, qkv) = (qk.host(), qkv.host());
-        let tasks = batch.segments.len() * shape.num_kv_heads;
+        let within = |s: &usize| batch.segments[*s].rows.end * l.q <= out_len;
+        let ids: Vec<usize> = (0..batch.segments.len()).filter(within).collect();
+        let tasks = ids.len() * shape.num_kv_heads;
         pool::parallel(tasks, attention_work(batch, l.q), |task| {
-            let (id, kv) = (task / shape.num_kv_heads, task % shape.num_kv_heads);
+            let (id, kv) = (ids[task / shape.num_kv_heads], task % shape.num_kv_heads);
             let segment = &batch.segments[id];
             let rows: Vec<usize> = batch.context_rows(id).collect();
             let t = rows.len();

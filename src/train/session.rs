@@ -6,6 +6,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail};
 use half::bf16;
 
+use crate::config::GradientCheckpointing::{Always, Auto};
 use crate::config::{ComputeDtype, Config, UsageError};
 use crate::device::cpu::Cpu;
 use crate::device::cuda::Cuda;
@@ -196,6 +197,7 @@ impl Demand {
             pages: self.pages.map_or(pages, |most| most.min(pages)),
             sequences: decode,
             positions: context,
+            recompute: false,
         }
     }
 
@@ -269,6 +271,7 @@ pub fn capacity_of(batches: &[Packed], layouts: &[AdapterLayout]) -> Capacity {
                 .max()
                 .map_or(0, |&x| x as usize + 1)
         }),
+        recompute: false,
     }
 }
 
@@ -327,17 +330,25 @@ impl<D: HalfLayers> Session<D> {
     ) -> Result<Self> {
         let shape = ModelShape::load(dir)?;
         let layouts: Vec<AdapterLayout> = adapters.iter().map(|a| a.layout.clone()).collect();
+        let available = device.available_memory();
         let plan = plan(
+            config,
             device.memory_kind(),
             &shape,
+            &WeightTypes::read(dir, &shape)?,
             &capacity,
-            dir,
             &layouts,
             training,
-        )?;
-        let available = device.available_memory();
+            available,
+        );
         if let Some(refusal) = available.and_then(|a| plan.refusal(a)) {
             bail!("this {}", refusal.trim_end());
+        }
+        if plan.capacity.recompute && config.train.gradient_checkpointing == Auto {
+            eprintln!(
+                "note: the activations of an update would not fit: its backward computes each layer again \
+                 (train.gradient_checkpointing)"
+            );
         }
         let mut engine = Engine::with_plan(device, dir, plan)?;
         let kv = KvStore::new(engine.new_cache()?);
@@ -410,17 +421,34 @@ pub fn sampling(config: &Config, stop_ids: Vec<u32>) -> Sampling {
     }
 }
 
-/// The memory of a run with the model in `dir`.
+/// The memory of a run, with activations kept or computed again as
+/// `train.gradient_checkpointing` says, where it says auto by what fits into
+/// `available` bytes.
+#[allow(clippy::too_many_arguments)]
 pub fn plan(
+    config: &Config,
     kind: MemoryKind,
     shape: &ModelShape,
+    types: &WeightTypes,
     capacity: &Capacity,
-    dir: &Path,
     layouts: &[AdapterLayout],
     training: bool,
-) -> Result<Plan> {
-    let types = WeightTypes::read(dir, shape)?;
-    Ok(Plan::new(kind, &types, shape, capacity, layouts, training))
+    available: Option<u64>,
+) -> Plan {
+    let with = |recompute| {
+        let capacity = Capacity {
+            recompute,
+            ..*capacity
+        };
+        Plan::new(kind, types, shape, &capacity, layouts, training)
+    };
+    let kept = with(training && config.train.gradient_checkpointing == Always);
+    match available {
+        Some(a) if kept.total() > a && training && config.train.gradient_checkpointing == Auto => {
+            with(true)
+        }
+        _ => kept,
+    }
 }
 
 /// Name of the activations' type, for messages.

@@ -206,6 +206,7 @@ pub fn engine<A: Float>(model: &Path, adapters: &[&AdapterLayout]) -> Engine<Cpu
         pages: 64,
         sequences: 0,
         positions: 128,
+        recompute: false,
     };
     Engine::load(Cpu::<A>::new(), model, capacity, true).unwrap()
 }

@@ -17,9 +17,10 @@ use arca::ops::sample::SampleRequest;
 use half::bf16;
 
 use super::{On, assert_close, test_device};
-use crate::common::{Packing, SmallModel, pack, random_groups, small_shape};
+use crate::common::{Packing, SmallModel, pack, random_groups, small_shape, with_dropout};
 
 test_device!(packed);
+test_device!(recomputed);
 test_device!(paged);
 test_device!(refused_shapes);
 
@@ -40,6 +41,16 @@ fn engine<D: HalfLayers>(
     layout: &AdapterLayout,
     params: &[f32],
 ) -> Engine<D> {
+    engine_that(device, model, layout, params, false)
+}
+
+fn engine_that<D: HalfLayers>(
+    device: D,
+    model: &SmallModel,
+    layout: &AdapterLayout,
+    params: &[f32],
+    recompute: bool,
+) -> Engine<D> {
     let capacity = Capacity {
         rows: 256,
         saved_rows: 128,
@@ -50,6 +61,7 @@ fn engine<D: HalfLayers>(
         pages: 32,
         sequences: 0,
         positions: 64,
+        recompute,
     };
     let mut engine = Engine::load(device, model.path(), capacity, true).unwrap();
     engine.add_adapter(layout.clone(), params).unwrap();
@@ -83,6 +95,41 @@ fn step<D: HalfLayers>(
         .download(&engine.ctx(), all, &mut host)
         .unwrap();
     [out.logprobs, out.entropies, out.residuals, host]
+}
+
+/// A backward that computes each layer again has the bits of one that kept
+/// everything: beside base rows, under dropout, with and without an adapter's
+/// modules, and in less memory.
+fn recomputed<D: HalfLayers + Reopen>(on: &On<D>) {
+    let model = SmallModel::in_bf16(shape(64), 5);
+    for modules in [&Module::ALL[..], &[Module::K, Module::Down]] {
+        let (layout, params) = model.adapter(modules, 4, 3);
+        let groups = random_groups(model.shape.vocab_size, 2, &[(7, &[5, 1, 9])]);
+        let how = Packing {
+            share: 8,
+            base: true,
+            training: true,
+        };
+        for dropout in [0.0, 0.3] {
+            let mut packed = pack(&groups[0], Some(AdapterId(0)), how);
+            if dropout > 0.0 {
+                with_dropout(&mut packed, dropout, |s, i| (100 * s + i) as u64);
+            }
+            let run = |recompute| {
+                let device = on.device.reopen();
+                let mut engine = engine_that(device, &model, &layout, &params, recompute);
+                let numbers = step(&mut engine, &packed.batch, HiddenChoice::PostNorm);
+                (numbers, engine.plan().total())
+            };
+            let ((kept, most), (again, least)) = (run(false), run(true));
+            assert!(kept[3].iter().any(|g| *g != 0.0));
+            for (kept, again) in kept.iter().zip(&again) {
+                let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+                assert_eq!(bits(kept), bits(again), "dropout {dropout}");
+            }
+            assert!(least < most, "{least} of {most} bytes");
+        }
+    }
 }
 
 fn packed<D: HalfLayers + Reopen>(on: &On<D>) {

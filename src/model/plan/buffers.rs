@@ -61,12 +61,15 @@ const PAGES: &str = "rollout.kv_memory, rollout.max_completion_length or data.ma
 /// where the others are not its to write.
 pub const LIVE: &str = "live ";
 
+/// The stack of what a layer can be computed from.
+pub const STREAM: &str = "h_in";
+
 /// The activations of one forward with a residual stream of type `residual`:
 /// first the stacks over layers, then what comes after them.
 ///
 /// Every level of a stack keeps its saved rows; the rows of a level that are
 /// not saved lie where the next level's will be written, because by then they
-/// are dead.
+/// are dead. With `recompute` one level serves all layers, but for the stream.
 fn activations(
     shape: &ModelShape,
     capacity: &Capacity,
@@ -86,13 +89,17 @@ fn activations(
         shrink: BATCH,
     };
     let stack = |name: &str, levels: usize, width: usize, dtype| {
+        let levels = match capacity.recompute && name != STREAM {
+            true => 1,
+            false => levels,
+        };
         let rows = levels.saturating_sub(1) * capacity.saved_rows + capacity.rows;
         buffer(name, rows, width, dtype)
     };
     let statistic = Dtype::F32;
     let stacks = vec![
         // The residual stream entering each layer, and the final one.
-        stack("h_in", l + 1, h, residual),
+        stack(STREAM, l + 1, h, residual),
         stack("xn1", l, h, act),
         stack("rstd1", l, 1, statistic),
         stack("s_qkv", l, s(Group::Qkv), act),

@@ -20,7 +20,7 @@ use crate::model::config::ModelShape;
 use crate::ops::cuda;
 use crate::rollout::pages_of;
 
-pub use buffers::{Buffer, EXACT, KV_PAGES, LIVE, Phase, noise_floor_rows};
+pub use buffers::{Buffer, EXACT, KV_PAGES, LIVE, Phase, STREAM, noise_floor_rows};
 use layout::Layout;
 pub use memory::{available_memory, peak_memory, resident_memory};
 pub use table::parse_bytes;
@@ -46,6 +46,9 @@ pub struct Capacity {
     pub sequences: usize,
     /// Longest context.
     pub positions: usize,
+    /// Saved rows keep only the residual stream that enters each layer, and the
+    /// backward computes the rest of a layer again.
+    pub recompute: bool,
 }
 
 impl Capacity {

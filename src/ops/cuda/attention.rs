@@ -42,7 +42,11 @@ impl Attention for Cuda {
         lse: SliceMut<Self, f32>,
     ) -> Result<()> {
         let kernel = by_head_dim(shape, "attention_forward_64", "attention_forward_128")?;
-        let grid = [batch.query_tiles as u32, shape.num_heads as u32, 1];
+        let tiles = match out.len == batch.host.saved_rows * shape.q_width() {
+            true => batch.saved_query_tiles,
+            false => batch.query_tiles,
+        };
+        let grid = [tiles as u32, shape.num_heads as u32, 1];
         self.launch(
             ctx,
             Launch::new(kernel, grid, 128)
