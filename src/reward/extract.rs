@@ -241,7 +241,9 @@ pub fn last_box(text: &str) -> Option<Found> {
         }
         tries += 1;
         let found = match bytes.get(argument) {
-            Some(b'{') => closing(bytes, argument + 1).map(|close| braced(text, at, argument + 1, close)),
+            Some(b'{') => {
+                closing(bytes, argument + 1).map(|close| braced(text, at, argument + 1, close))
+            }
             _ => bare_argument(text, at, argument),
         };
         if found.is_some() {

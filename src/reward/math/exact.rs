@@ -96,10 +96,7 @@ pub fn multiply(number: &mut BigRational, by: BigRational) {
     } else if let (Some((a, b)), Some((c, d))) = (short(number), short(&by)) {
         let (left, right) = (a.gcd(&d), c.gcd(&b));
         let product = |x: i64, y: i64| BigInt::from(i128::from(x) * i128::from(y));
-        *number = BigRational::new_raw(
-            product(a / left, c / right),
-            product(b / right, d / left),
-        );
+        *number = BigRational::new_raw(product(a / left, c / right), product(b / right, d / left));
     } else {
         *number *= by;
     }
@@ -290,7 +287,12 @@ mod tests {
             -12i128..=12,
             any::<i64>().prop_map(i128::from),
             prop::sample::select(vec![
-                i128::from(i64::MAX), i128::from(i64::MIN), 1 << 62, -(1 << 62), (1 << 62) - 1, 1 << 100,
+                i128::from(i64::MAX),
+                i128::from(i64::MIN),
+                1 << 62,
+                -(1 << 62),
+                (1 << 62) - 1,
+                1 << 100,
             ]),
         ];
         (part.clone(), part.prop_filter("no zero", |x| *x != 0))
