@@ -1,7 +1,6 @@
 //! The fuzz target: labelled pairs cut, doubled, spliced and nested. No panic,
 //! no verdict above the budget, the same verdict twice and with a gold answer
-//! that others have been compared with, and a text never
-//! earns more by being empty.
+//! that others have been compared with, and no pay for an empty gold answer.
 //!
 //! `ARCA_FUZZ_SECONDS=3600 cargo test --release -- --ignored fuzz_for_long`
 //! runs it for an hour on all cores; the test of every day for a moment.
