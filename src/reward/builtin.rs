@@ -1,6 +1,10 @@
 //! The built-in reward functions: a table of names and what each pays.
 
-use super::{Grader, Reward, Scored, Verdict, extract};
+use std::collections::HashMap;
+
+use rayon::prelude::*;
+
+use super::{Gold, Grader, Reward, RewardItem, Scored, Verdict, extract};
 use crate::episode::{FinishReason, Problem};
 
 /// The function whose verdict stands for a completion.
@@ -23,19 +27,38 @@ pub fn build(name: &str, grader: &Grader, max_completion_length: usize) -> Optio
 /// by length can still earn it with a box closed before.
 pub struct Math(pub Grader);
 
-impl Reward for Math {
-    fn name(&self) -> &str {
-        MATH
-    }
-
-    fn score(&self, problem: &Problem, completion: &str, _: FinishReason, _: usize) -> Scored {
-        let verdict = self.0.completion(&problem.answer, completion);
+impl Math {
+    fn scored(&self, gold: &Gold, completion: &str) -> Scored {
+        let verdict = self.0.completion_of(gold, completion);
         Scored {
             value: f32::from(u8::from(verdict.correct)),
             // A comparison that was given up is reported with the late ones.
             timed_out: verdict.undecided,
             verdict,
         }
+    }
+}
+
+impl Reward for Math {
+    fn name(&self) -> &str {
+        MATH
+    }
+
+    fn score(&self, problem: &Problem, completion: &str, _: FinishReason, _: usize) -> Scored {
+        self.scored(&Gold::new(&problem.answer), completion)
+    }
+
+    /// The completions of a group share their gold answer, which is read once.
+    fn score_batch(&self, items: &[RewardItem]) -> Vec<Scored> {
+        let mut golds: HashMap<&str, Gold> = HashMap::new();
+        for item in items {
+            let answer = item.problem.answer.as_str();
+            golds.entry(answer).or_insert_with(|| Gold::new(answer));
+        }
+        items
+            .par_iter()
+            .map(|item| self.scored(&golds[item.problem.answer.as_str()], item.completion))
+            .collect()
     }
 }
 

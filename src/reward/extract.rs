@@ -1,9 +1,13 @@
 //! Which part of a completion is its answer: the last closed box.
 //!
-//! One pass over the bytes with a stack of open braces, so that no text, well
-//! formed or not, takes more than linear time.
+//! The box is looked for from the end, where it is in most completions; where
+//! boxes there are not closed, one pass over all bytes with a stack of open
+//! braces decides, so that no text, well formed or not, takes more than linear
+//! time.
 
 use std::ops::Range;
+
+use memchr::{memchr_iter, memchr3, memmem, memrchr};
 
 use super::grade::Fallback;
 
@@ -49,6 +53,10 @@ pub fn answer(completion: &str, fallback: Fallback) -> Result<Found, &'static st
 /// Whether a box holds what a prompt asks for ("put your final answer within
 /// \boxed{answer}") instead of an answer.
 fn is_placeholder(content: &str) -> bool {
+    // Each of them is letters or dots; most answers are digits.
+    if content.bytes().all(|b| b.is_ascii_digit()) {
+        return false;
+    }
     let bare: String = content
         .replace("\\text", "")
         .chars()
@@ -84,6 +92,8 @@ pub fn joined(completion: &str, last: &Range<usize>) -> Option<Found> {
     if from >= last.end {
         return None;
     }
+    // A list needs two commands, and each has these letters in its name.
+    memmem::find_iter(&completion.as_bytes()[from..last.end], "box").nth(1)?;
     let mut list: Vec<Found> = boxes(&completion[from..last.end]);
     let mut kept: Vec<Found> = vec![list.pop()?];
     while let Some(mut found) = list.pop() {
@@ -197,17 +207,86 @@ fn last_number(text: &str) -> Option<Found> {
 /// The bytes of `completion` that are no thinking: what follows the last
 /// `</think>`, up to a `<think>` that was never closed.
 pub fn after_thinking(completion: &str) -> Range<usize> {
-    const END: &str = "</think>";
-    let start = completion.rfind(END).map_or(0, |at| at + END.len());
-    let length = completion[start..]
-        .find("<think>")
-        .unwrap_or(completion.len() - start);
-    start..start + length
+    const END: &[u8] = b"</think>";
+    let bytes = completion.as_bytes();
+    let (mut start, mut open) = (0, None);
+    for at in memchr_iter(b'<', bytes) {
+        if bytes[at..].starts_with(END) {
+            (start, open) = (at + END.len(), None);
+        } else if open.is_none() && bytes[at..].starts_with(b"<think>") {
+            open = Some(at);
+        }
+    }
+    start..open.unwrap_or(bytes.len())
 }
 
 /// The closed box of `text` that starts last.
+///
+/// The pass of [`boxes`] stops at each box command, whatever stands before it,
+/// and what closes its brace depends on what stands behind it alone. So each
+/// command can be judged by itself, the last one first.
 pub fn last_box(text: &str) -> Option<Found> {
-    boxes(text).pop()
+    // Each command that is not closed costs a look at all the rest.
+    const TRIES: usize = 4;
+    let bytes = text.as_bytes();
+    let mut end = bytes.len();
+    let mut tries = 0;
+    while let Some(at) = memrchr(b'\\', &bytes[..end]) {
+        end = at;
+        let Some(argument) = box_command(bytes, at) else {
+            continue;
+        };
+        if tries == TRIES {
+            return boxes(text).pop();
+        }
+        tries += 1;
+        let found = match bytes.get(argument) {
+            Some(b'{') => {
+                closing(bytes, argument + 1).map(|close| braced(text, at, argument + 1, close))
+            }
+            _ => bare_argument(text, at, argument),
+        };
+        if found.is_some() {
+            return found;
+        }
+    }
+    None
+}
+
+/// Where the brace closes whose content starts at `from`.
+fn closing(bytes: &[u8], from: usize) -> Option<usize> {
+    let mut open = 1usize;
+    let mut at = from;
+    loop {
+        at += memchr3(b'\\', b'{', b'}', bytes.get(at..)?)?;
+        match bytes[at] {
+            b'\\' => at = behind_backslash(bytes, at),
+            b'{' => (at, open) = (at + 1, open + 1),
+            _ if open == 1 => return Some(at),
+            _ => (at, open) = (at + 1, open - 1),
+        }
+    }
+}
+
+/// Where reading goes on behind a backslash: before a box's argument, before a
+/// box command, or behind what is escaped.
+fn behind_backslash(bytes: &[u8], at: usize) -> usize {
+    match box_command(bytes, at) {
+        Some(argument) => argument,
+        // "\\boxed" is a doubled backslash of someone's escaping.
+        None if box_command(bytes, at + 1).is_some() => at + 1,
+        // Whatever follows is escaped: "\{" opens nothing.
+        None => at + 2,
+    }
+}
+
+/// The box that starts at `start` and has a content in braces.
+fn braced(text: &str, start: usize, content: usize, close: usize) -> Found {
+    Found {
+        content: text[content..close].trim().to_string(),
+        range: start..close + 1,
+        rule: "last closed box",
+    }
 }
 
 /// All closed boxes of `text`, in the order they start. Of nested boxes both
@@ -219,7 +298,11 @@ pub fn boxes(text: &str) -> Vec<Found> {
     // opens, or None for any other brace.
     let mut open: Vec<Option<(usize, usize)>> = Vec::new();
     let mut at = 0;
-    while at < bytes.len() {
+    while let Some(skipped) = bytes
+        .get(at..)
+        .and_then(|rest| memchr3(b'\\', b'{', b'}', rest))
+    {
+        at += skipped;
         match bytes[at] {
             b'\\' => match box_command(bytes, at) {
                 Some(argument) if bytes.get(argument) == Some(&b'{') => {
@@ -230,26 +313,18 @@ pub fn boxes(text: &str) -> Vec<Found> {
                     found.extend(bare_argument(text, at, argument));
                     at = argument;
                 }
-                // "\\boxed" is a doubled backslash of someone's escaping.
-                None if box_command(bytes, at + 1).is_some() => at += 1,
-                // Whatever follows is escaped: "\{" opens nothing.
-                None => at += 2,
+                None => at = behind_backslash(bytes, at),
             },
             b'{' => {
                 open.push(None);
                 at += 1;
             }
-            b'}' => {
-                at += 1;
+            _ => {
                 if let Some(Some((start, content))) = open.pop() {
-                    found.push(Found {
-                        content: text[content..at - 1].trim().to_string(),
-                        range: start..at,
-                        rule: "last closed box",
-                    });
+                    found.push(braced(text, start, content, at));
                 }
+                at += 1;
             }
-            _ => at += 1,
         }
     }
     found.sort_by_key(|found| found.range.start);
@@ -259,7 +334,7 @@ pub fn boxes(text: &str) -> Vec<Found> {
 /// Whether the text says box anywhere, closed or not.
 pub fn mentions_box(text: &str) -> bool {
     let bytes = text.as_bytes();
-    (0..bytes.len()).any(|at| box_command(bytes, at).is_some())
+    memchr_iter(b'\\', bytes).any(|at| box_command(bytes, at).is_some())
 }
 
 /// If a box command starts at `at`, where its argument starts.
@@ -414,6 +489,27 @@ mod tests {
                 prop_assert!(text[found.range].contains(&found.content));
             }
             let _ = answer(&text, Fallback::Number);
+        }
+
+        /// Reading from the end finds what one pass from the start finds.
+        #[test]
+        fn the_last_box_is_the_last_of_all(parts in prop::collection::vec(prop::sample::select(vec![
+            r"\boxed", r"\boxed{", r"\boxed{7}", r"\fbox", r"\fbox {", "{", "{", "}", "}", "\\", "\\\\", r"\{", r"\}", "$", " ", "\n",
+            "5", "x", ".", "boxed", "box", "é", r"\)",
+        ]), 0..24)) {
+            let text = parts.concat();
+            prop_assert_eq!(last_box(&text), boxes(&text).pop(), "{}", text);
+        }
+
+        /// One pass over the tags finds what two searches find.
+        #[test]
+        fn thinking_is_the_last_to_end(parts in prop::collection::vec(prop::sample::select(vec![
+            "<think>", "</think>", "<", "</", "think>", "é", "a",
+        ]), 0..12)) {
+            let text = parts.concat();
+            let start = text.rfind("</think>").map_or(0, |at| at + "</think>".len());
+            let end = text[start..].find("<think>").map_or(text.len(), |at| start + at);
+            prop_assert_eq!(after_thinking(&text), start..end, "{}", text);
         }
 
         /// Whatever balanced content is boxed last comes back.

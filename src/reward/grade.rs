@@ -6,6 +6,26 @@ use serde::{Deserialize, Serialize};
 use super::extract::{self, Found};
 use super::math::{self, Match};
 
+/// A gold answer for many completions, which read it once among them.
+#[derive(Debug)]
+pub struct Gold<'a>(math::Gold<'a>);
+
+impl<'a> Gold<'a> {
+    /// The gold answer of a data set: an answer, or a whole solution with the
+    /// answer in its last box.
+    pub fn new(text: &'a str) -> Self {
+        let boxed = match text.contains("\\boxed") {
+            true => extract::last_box(text).filter(|found| !found.content.is_empty()),
+            false => None,
+        };
+        let boxed = boxed.map(|found| extract::joined(text, &found.range).unwrap_or(found));
+        Gold(match boxed {
+            Some(found) => math::Gold::new(found.content),
+            None => math::Gold::new(text),
+        })
+    }
+}
+
 /// A judgement that explains itself.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Verdict {
@@ -53,12 +73,18 @@ pub enum Fallback {
 impl Grader {
     /// Judges a bare answer.
     pub fn answer(&self, gold: &str, answer: &str) -> Verdict {
-        self.judge(gold, answer.trim().to_string())
+        self.judge(&Gold::new(gold), answer.trim().to_string())
     }
 
     /// Judges a model's completion: its last closed box after thinking
     /// against the gold answer, or what the fallback finds.
     pub fn completion(&self, gold: &str, completion: &str) -> Verdict {
+        self.completion_of(&Gold::new(gold), completion)
+    }
+
+    /// [`Grader::completion`] for one of many completions of a problem: the
+    /// same verdict, without reading the gold answer again.
+    pub fn completion_of(&self, gold: &Gold, completion: &str) -> Verdict {
         match extract::answer(completion, self.fallback) {
             Ok(found) => self.judge_found(gold, completion, found),
             Err(reason) => Verdict {
@@ -77,19 +103,12 @@ impl Grader {
         }
     }
 
-    fn judge(&self, gold: &str, answer: String) -> Verdict {
-        // A gold answer may be a whole solution.
-        let boxed = match gold.contains("\\boxed") {
-            true => extract::last_box(gold).filter(|found| !found.content.is_empty()),
-            false => None,
-        };
-        let boxed = boxed.map(|found| extract::joined(gold, &found.range).unwrap_or(found));
-        let gold = boxed.as_ref().map_or(gold, |found| &found.content);
+    fn judge(&self, gold: &Gold, answer: String) -> Verdict {
         let Match {
             equal,
             undecided,
             rule,
-        } = math::compare(gold, &answer, self.lenient);
+        } = math::compare(&gold.0, &answer, self.lenient);
         Verdict {
             correct: equal,
             extracted: Some(answer),
@@ -99,7 +118,7 @@ impl Grader {
         }
     }
 
-    fn judge_found(&self, gold: &str, completion: &str, found: Found) -> Verdict {
+    fn judge_found(&self, gold: &Gold, completion: &str, found: Found) -> Verdict {
         let mut verdict = self.judge(gold, found.content);
         let (mut range, mut rule) = (found.range, found.rule);
         // "n = \boxed{1} or \boxed{-2}": boxes of the last sentence are one list,

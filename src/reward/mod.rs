@@ -16,7 +16,7 @@ use rayon::prelude::*;
 use crate::config::RewardConfig;
 use crate::episode::{FinishReason, Problem};
 use external::External;
-pub use grade::{Fallback, Grader, Verdict};
+pub use grade::{Fallback, Gold, Grader, Verdict};
 
 /// One function's value for one completion.
 #[derive(Clone, Debug, PartialEq)]
@@ -55,6 +55,22 @@ pub trait Reward: Send + Sync {
         finish: FinishReason,
         completion_tokens: usize,
     ) -> Scored;
+
+    /// The values of a batch, in its order: those of [`Reward::score`]. A
+    /// function that reads the problem may read it once for all completions.
+    fn score_batch(&self, items: &[RewardItem]) -> Vec<Scored> {
+        items
+            .par_iter()
+            .map(|item| {
+                self.score(
+                    item.problem,
+                    item.completion,
+                    item.finish,
+                    item.completion_tokens,
+                )
+            })
+            .collect()
+    }
 }
 
 /// One completion to score.
@@ -99,17 +115,7 @@ impl Function {
     fn score_batch(&self, items: &[RewardItem]) -> Result<Vec<Scored>> {
         match self {
             Function::External(program) => program.score_batch(items),
-            Function::Builtin(function) => Ok(items
-                .par_iter()
-                .map(|item| {
-                    function.score(
-                        item.problem,
-                        item.completion,
-                        item.finish,
-                        item.completion_tokens,
-                    )
-                })
-                .collect()),
+            Function::Builtin(function) => Ok(function.score_batch(items)),
         }
     }
 }

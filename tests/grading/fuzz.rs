@@ -1,13 +1,13 @@
 //! The fuzz target: labelled pairs cut, doubled, spliced and nested. No panic,
-//! no verdict above the budget, the same verdict twice, and a text never
-//! earns more by being empty.
+//! no verdict above the budget, the same verdict twice and with a gold answer
+//! that others have been compared with, and no pay for an empty gold answer.
 //!
 //! `ARCA_FUZZ_SECONDS=3600 cargo test --release -- --ignored fuzz_for_long`
 //! runs it for an hour on all cores; the test of every day for a moment.
 
 use std::time::{Duration, Instant};
 
-use arca::reward::{Fallback, Grader};
+use arca::reward::{Fallback, Gold, Grader};
 use arca::rng::Stream;
 
 use super::hostile::{cpu_time, limit};
@@ -227,9 +227,10 @@ fn fuzz(seed: u64, time: Duration) -> (usize, Duration, String) {
             fallback: [Fallback::None, Fallback::Phrase, Fallback::Number][count % 3],
         };
         let boxed = count % 2 == 1;
+        let completion = format!("So $\\boxed{{{answer}}}$.");
         let judge = || match boxed {
             false => grader.text(&gold, &answer),
-            _ => grader.completion(&gold, &format!("So $\\boxed{{{answer}}}$.")),
+            _ => grader.completion(&gold, &completion),
         };
         let before = cpu_time();
         let verdict = judge();
@@ -244,6 +245,12 @@ fn fuzz(seed: u64, time: Duration) -> (usize, Duration, String) {
                 verdict, again,
                 "not the same verdict twice: {gold:?} | {answer:?}"
             );
+        }
+        if boxed {
+            let shared = Gold::new(&gold);
+            let _ = grader.completion_of(&shared, "\\boxed{x+1}");
+            let again = grader.completion_of(&shared, &completion);
+            assert_eq!(verdict, again, "shared: {gold:?} | {answer:?}");
         }
         if cost > slowest {
             (slowest, culprit) = (cost, format!("{gold:?} | {answer:?}"));

@@ -5,3 +5,4 @@ mod cases;
 mod fuzz;
 mod hostile;
 mod properties;
+mod shared;

@@ -29,11 +29,29 @@ pub const DEEPEST: usize = 96;
 pub const LONGEST: usize = 12_000;
 
 impl Budget {
+    const WHOLE: u32 = 40_000;
+
     /// The budget of one verdict.
     pub fn new() -> Self {
         Budget {
-            left: Cell::new(40_000),
+            left: Cell::new(Self::WHOLE),
         }
+    }
+
+    /// Whether nothing has been spent.
+    pub fn is_whole(&self) -> bool {
+        self.left.get() == Self::WHOLE
+    }
+
+    /// The steps left.
+    pub fn left(&self) -> u32 {
+        self.left.get()
+    }
+
+    /// Takes what work cost that was done before, with a budget of its own
+    /// of which so many steps were left.
+    pub fn resume(&self, left: u32) {
+        self.left.set(left);
     }
 
     /// Takes `steps`, or says that they are not there any more.

@@ -13,12 +13,17 @@ pub fn clean(text: &str) -> String {
         return text.to_string();
     }
     let text = without_markers(text);
-    let text = single_backslashes(&text);
+    let text = single_backslashes(text);
     let text = lost_backslashes(text);
     let mut out = String::with_capacity(text.len() + 16);
     // Which script the digits just written stand in.
     let mut script: Option<char> = None;
     for (at, c) in text.char_indices() {
+        // Most characters stay what they are.
+        if script.is_none() && (c.is_ascii_graphic() || c == ' ') && c != '$' {
+            out.push(c);
+            continue;
+        }
         if let Some((place, digit)) = scripted(c) {
             if script != Some(place) {
                 if script.is_some() {
@@ -73,9 +78,21 @@ pub fn clean(text: &str) -> String {
     if script.is_some() {
         out.push('}');
     }
-    let out = out.replace("p.m.", "pm").replace("a.m.", "am");
-    let out = out.replace("P.M.", "PM").replace("A.M.", "AM");
-    trim_noise(&out).to_string()
+    for (clock, letters) in [
+        ("p.m.", "pm"),
+        ("a.m.", "am"),
+        ("P.M.", "PM"),
+        ("A.M.", "AM"),
+    ] {
+        if out.contains('.') && out.contains(clock) {
+            out = out.replace(clock, letters);
+        }
+    }
+    let kept = trim_noise(&out);
+    if kept.len() < out.len() {
+        out = kept.to_string();
+    }
+    out
 }
 
 /// The text without what may stand around an answer and means nothing.
@@ -104,6 +121,9 @@ fn trim_noise(text: &str) -> &str {
 /// Chat markers and the HTML that datasets carry.
 fn without_markers(text: &str) -> String {
     let mut text = text.to_string();
+    if !text.contains('<') {
+        return text;
+    }
     for marker in ["<|im_end|>", "<|endoftext|>", "<|eot_id|>", "</s>"] {
         if text.contains(marker) {
             text = text.replace(marker, " ");
@@ -124,15 +144,15 @@ fn without_markers(text: &str) -> String {
 
 /// `\\frac` for `\frac`: one layer of escaping too many. Inside an
 /// environment a doubled backslash ends a row and stays.
-fn single_backslashes(text: &str) -> String {
+fn single_backslashes(text: String) -> String {
     if !text.contains("\\\\") {
-        return text.to_string();
+        return text;
     }
     if text.contains("\\\\begin") {
         return text.replace("\\\\", "\\");
     }
     if text.contains("\\begin") {
-        return text.to_string();
+        return text;
     }
     let bytes = text.as_bytes();
     let mut out = String::with_capacity(text.len());

@@ -25,7 +25,7 @@ pub fn rational(expr: &Expr, budget: &Budget) -> Value {
                     return Ok(None);
                 };
                 pay(&[&total, &value], budget)?;
-                total += value;
+                add(&mut total, value);
                 if bits(&total) > MOST_BITS {
                     return Ok(None);
                 }
@@ -39,7 +39,7 @@ pub fn rational(expr: &Expr, budget: &Budget) -> Value {
                     return Ok(None);
                 };
                 pay(&[&total, &value], budget)?;
-                total *= value;
+                multiply(&mut total, value);
                 if bits(&total) > MOST_BITS {
                     return Ok(None);
                 }
@@ -72,6 +72,41 @@ pub fn rational(expr: &Expr, budget: &Budget) -> Value {
         | Expr::PlusMinus { .. }
         | Expr::Matrix(_) => Ok(None),
     }
+}
+
+/// `number += by`. Answers' numbers are short as a rule: then machine words do
+/// what else takes a dozen allocations, with the same reduced fraction.
+pub fn add(number: &mut BigRational, by: BigRational) {
+    if number.is_zero() {
+        *number = by;
+    } else if let (Some((a, b)), Some((c, d))) = (short(number), short(&by)) {
+        let (a, b, c, d) = (i128::from(a), i128::from(b), i128::from(c), i128::from(d));
+        let (top, bottom) = (a * d + c * b, b * d);
+        let divisor = top.gcd(&bottom);
+        *number = BigRational::new_raw((top / divisor).into(), (bottom / divisor).into());
+    } else {
+        *number += by;
+    }
+}
+
+/// `number *= by`, as [`add`] adds.
+pub fn multiply(number: &mut BigRational, by: BigRational) {
+    if number.is_one() {
+        *number = by;
+    } else if let (Some((a, b)), Some((c, d))) = (short(number), short(&by)) {
+        let (left, right) = (a.gcd(&d), c.gcd(&b));
+        let product = |x: i64, y: i64| BigInt::from(i128::from(x) * i128::from(y));
+        *number = BigRational::new_raw(product(a / left, c / right), product(b / right, d / left));
+    } else {
+        *number *= by;
+    }
+}
+
+/// Numerator and denominator, if each fits into a word with a bit to spare:
+/// a sum of two products of such words fits into two words.
+fn short(number: &BigRational) -> Option<(i64, i64)> {
+    let part = |part: &BigInt| part.to_i64().filter(|value| value.unsigned_abs() < 1 << 62);
+    Some((part(number.numer())?, part(number.denom())?))
 }
 
 /// Numerator and denominator together.
@@ -240,4 +275,41 @@ fn common_divisor(a: &BigRational, b: &BigRational) -> BigRational {
     }
     let top = (a.numer() * b.denom()).gcd(&(b.numer() * a.denom()));
     BigRational::new(top, a.denom() * b.denom())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn number() -> impl Strategy<Value = BigRational> {
+        let part = prop_oneof![
+            -12i128..=12,
+            any::<i64>().prop_map(i128::from),
+            prop::sample::select(vec![
+                i128::from(i64::MAX),
+                i128::from(i64::MIN),
+                1 << 62,
+                -(1 << 62),
+                (1 << 62) - 1,
+                1 << 100,
+            ]),
+        ];
+        (part.clone(), part.prop_filter("no zero", |x| *x != 0))
+            .prop_map(|(a, b)| BigRational::new(a.into(), b.into()))
+    }
+
+    proptest! {
+        /// Machine words give the fractions that long arithmetic gives.
+        #[test]
+        fn short_arithmetic_is_arithmetic(a in number(), b in number()) {
+            let (mut sum, mut product) = (a.clone(), a.clone());
+            add(&mut sum, b.clone());
+            multiply(&mut product, b.clone());
+            for (got, wanted) in [(sum, &a + &b), (product, &a * &b)] {
+                prop_assert_eq!(got.numer(), wanted.numer());
+                prop_assert_eq!(got.denom(), wanted.denom());
+            }
+        }
+    }
 }

@@ -23,6 +23,7 @@ mod equal;
 mod exact;
 mod expression;
 mod functions;
+mod gold;
 mod inequality;
 mod lex;
 mod machine;
@@ -48,6 +49,7 @@ mod tree;
 mod words;
 
 use budget::{Budget, LONGEST, Stop};
+pub use gold::Gold;
 use structure::Comparison;
 use tree::Answer;
 
@@ -81,63 +83,62 @@ impl Match {
 }
 
 /// Compares an answer with the gold answer. An empty side equals nothing.
-pub fn compare(gold: &str, answer: &str, lenient: bool) -> Match {
+pub fn compare(gold: &Gold, answer: &str, lenient: bool) -> Match {
     compare_within(gold, answer, lenient, &Budget::new(), true)
 }
 
 /// The same within what is left of a budget; with choices' letters or without.
 fn compare_within(
-    gold: &str,
+    gold: &Gold,
     answer: &str,
     lenient: bool,
     budget: &Budget,
     choices: bool,
 ) -> Match {
-    let (gold, answer) = (gold.trim(), answer.trim());
-    if let Some(decided) = plainly(gold, answer) {
+    let answer = answer.trim();
+    if let Some(decided) = plainly(gold.text(), answer) {
         return decided;
     }
-    if gold.len() > LONGEST || answer.len() > LONGEST {
+    if gold.text().len() > LONGEST || answer.len() > LONGEST {
         return Match::undecided("undecided: too long to read");
     }
-    let (gold, answer) = (clean::clean(gold), clean::clean(answer));
-    if words::key(&gold).is_empty() && !gold.contains(['∅', '\\']) {
+    let answer = clean::clean(answer);
+    if gold.cleaned().empty {
         return Match::new(false, "the gold answer is empty");
     }
     if answer.is_empty() {
         return Match::new(false, "the answer is empty");
     }
-    if choices && let Some(decided) = as_choices(&gold, &answer, lenient, budget) {
+    let cleaned = gold.cleaned().text.as_str();
+    if choices && let Some(decided) = as_choices(cleaned, &answer, lenient, budget) {
         return decided;
     }
-    let parsed = [&gold, &answer].map(|text| {
-        let (parsed, parameters) = statement::read(text, budget)?;
-        Ok((normal::normal(parsed, budget)?, parameters))
-    });
-    let [(wanted, wanted_names), (found, found_names)] = match parsed {
-        [Ok(gold), Ok(answer)] => [gold, answer],
-        [Err(Stop::Budget), _] | [_, Err(Stop::Budget)] => {
+    // The gold answer first: what it costs is missing for the other.
+    let (gold, found) = (gold.reading(budget), gold::read(&answer, budget));
+    let ((wanted, wanted_names), (found, found_names)) = match (&*gold, &found) {
+        (Ok(gold), Ok(answer)) => (gold, answer),
+        (Err(Stop::Budget), _) | (_, Err(Stop::Budget)) => {
             return Match::undecided("undecided: too much to read");
         }
-        _ => return as_text(&gold, &answer),
+        _ => return as_text(cleaned, &answer),
     };
     let comparison = Comparison { budget, lenient };
-    match comparison.same(&wanted, &found) {
-        Ok((true, _)) if parameters::disagree(&wanted_names, &found_names) => {
+    match comparison.same(wanted, found) {
+        Ok((true, _)) if parameters::disagree(wanted_names, found_names) => {
             Match::new(false, "not equal: a parameter of another set")
         }
         Ok((true, rule)) => Match::new(true, rule),
-        Ok((false, rule)) => match as_words(&wanted, &found, &gold, &answer) {
+        Ok((false, rule)) => match as_words(wanted, found, cleaned, &answer) {
             Some(equal) => equal,
-            None if has_decimal_comma(&wanted, &gold, &answer) => {
+            None if has_decimal_comma(wanted, cleaned, &answer) => {
                 Match::new(true, "a comma for the decimal point")
             }
             None => {
                 let renamed = comparison
-                    .with_renamed(&wanted, &wanted_names, &found, &found_names)
-                    .and_then(|equal| {
-                        Ok(equal || comparison.shifted(&wanted, &wanted_names, &found)?)
-                    });
+                    .with_renamed(wanted, wanted_names, found, found_names)
+                    .and_then(
+                        |equal| Ok(equal || comparison.shifted(wanted, wanted_names, found)?),
+                    );
                 match renamed {
                     Ok(true) => Match::new(true, "the same with other names of parameters"),
                     Err(Stop::Budget) => {
@@ -149,7 +150,7 @@ fn compare_within(
         },
         Err(Stop::Budget) => Match::undecided("undecided: the budget of steps is spent"),
         Err(Stop::Undefined) => Match::new(false, "not equal: a value that does not exist"),
-        Err(Stop::Unreadable) => as_text(&gold, &answer),
+        Err(Stop::Unreadable) => as_text(cleaned, &answer),
     }
 }
 
@@ -173,7 +174,8 @@ pub fn key(answer: &str) -> String {
 /// A choice's letter with what it stands for: either earns the other, and
 /// where both have both, both must be the same.
 fn as_choices(gold: &str, answer: &str, lenient: bool, budget: &Budget) -> Option<Match> {
-    let compare = |gold: &str, answer: &str| compare_within(gold, answer, lenient, budget, false);
+    let compare =
+        |gold: &str, answer: &str| compare_within(&Gold::new(gold), answer, lenient, budget, false);
     let named = |equal: bool| {
         let rule = if equal {
             "the letter of a choice"

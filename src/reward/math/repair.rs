@@ -54,7 +54,13 @@ fn split_raised_words(tokens: Vec<Token>) -> Vec<Token> {
 
 /// `^\circ`, `^{\circ}` and `^{th}` without the power that they are not.
 fn raised_signs(tokens: Vec<Token>) -> Vec<Token> {
-    if !tokens.contains(&Token::Sign('^')) {
+    let raisable = |token: &Token| {
+        matches!(
+            token,
+            Token::Command("circ") | Token::Sign('°') | Token::Text(_) | Token::Word(_)
+        )
+    };
+    if !tokens.contains(&Token::Sign('^')) || !tokens.iter().any(raisable) {
         return tokens;
     }
     let mut out = Vec::with_capacity(tokens.len());

@@ -51,9 +51,11 @@ impl Statement<'_> {
             return Ok(congruence);
         }
         for separator in [&[Token::Sign(';')][..], &LIST_MARKS] {
-            let parts = split(tokens, |token| separator.contains(token));
-            if parts.len() > 1 {
-                return self.list(tokens, parts, depth);
+            if tokens.iter().any(|token| separator.contains(token)) {
+                let parts = split(tokens, |token| separator.contains(token));
+                if parts.len() > 1 {
+                    return self.list(tokens, parts, depth);
+                }
             }
         }
         if let Some(words) = all_words(tokens) {
@@ -252,6 +254,9 @@ impl Statement<'_> {
 
     fn set_operation(&self, tokens: &[Token], depth: usize) -> Result<Option<Answer>, Stop> {
         for sign in ['∪', '∩', '∖'] {
+            if !tokens.contains(&Token::Sign(sign)) {
+                continue;
+            }
             let parts = split(tokens, |token| *token == Token::Sign(sign));
             if parts.len() < 2 {
                 continue;
@@ -267,14 +272,17 @@ impl Statement<'_> {
             }));
         }
         // \mathbb{R} - \{0\}
-        let parts = split(tokens, |token| *token == Token::Sign('-'));
-        let set = |part: &&[Token]| {
+        let set = |part: &[Token]| {
             matches!(
                 part.first(),
                 Some(Token::Command("Reals") | Token::Sign('{'))
             )
         };
-        if parts.len() > 1 && parts.iter().all(set) {
+        let parts = match set(tokens) {
+            true => split(tokens, |token| *token == Token::Sign('-')),
+            false => Vec::new(),
+        };
+        if parts.len() > 1 && parts.iter().all(|part| set(part)) {
             let mut sets = Vec::with_capacity(parts.len());
             for part in parts {
                 sets.push(self.answer(part, depth + 1)?);
@@ -436,6 +444,9 @@ impl Statement<'_> {
     }
 
     fn ratio(&self, tokens: &[Token], depth: usize) -> Result<Option<Answer>, Stop> {
+        if !tokens.contains(&Token::Sign(':')) {
+            return Ok(None);
+        }
         let parts = split(tokens, |token| *token == Token::Sign(':'));
         if parts.len() < 2 {
             return Ok(None);

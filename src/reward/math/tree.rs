@@ -91,7 +91,7 @@ impl Expr {
         let mut number = BigRational::zero();
         let mut rest = Vec::with_capacity(terms.len());
         let mut add = |term: Expr| match term {
-            Expr::Number(value) if foldable(&number, &value) => number += value,
+            Expr::Number(value) if foldable(&number, &value) => exact::add(&mut number, value),
             term => rest.push(term),
         };
         for term in terms {
@@ -119,7 +119,7 @@ impl Expr {
         let mut rest = Vec::with_capacity(factors.len());
         let mut matrix: Option<Vec<Vec<Expr>>> = None;
         let mut multiply = |factor: Expr| match factor {
-            Expr::Number(value) if foldable(&number, &value) => number *= value,
+            Expr::Number(value) if foldable(&number, &value) => exact::multiply(&mut number, value),
             Expr::Matrix(rows) if matrix.is_none() => matrix = Some(rows),
             factor => rest.push(factor),
         };
