@@ -377,13 +377,18 @@ fn json(args: &[&str]) -> Value {
 
 #[test]
 fn the_largest_batch_fits_and_one_more_does_not() {
-    for device in ["cpu", "cuda"] {
+    for (device, checkpointing) in [
+        ("cpu", "never"),
+        ("cpu", "always"),
+        ("cuda", "never"),
+        ("cuda", "always"),
+    ] {
         let with = |memory: u64, tokens: u64| {
-            let (memory, tokens) = (
-                memory.to_string(),
-                format!("train.tokens_per_batch={tokens}"),
-            );
-            json(&["--device", device, "--memory", &memory, "--set", &tokens])
+            let memory = memory.to_string();
+            let tokens = format!("train.tokens_per_batch={tokens}");
+            let checkpointing = format!("train.gradient_checkpointing={checkpointing}");
+            let memory = ["--device", device, "--memory", &memory];
+            json(&[&memory[..], &["--set", &tokens, "--set", &checkpointing]].concat())
         };
         let small = with(1 << 40, 1)["total_bytes"].as_u64().unwrap();
         let whole = with(1 << 40, 1 << 20)["total_bytes"].as_u64().unwrap();

@@ -65,6 +65,28 @@ impl WeightView {
         (0..self.rows * self.cols).map(|i| self.get(i)).collect()
     }
 
+    /// Let the system have the pages back that only this matrix lies in: it was
+    /// copied, and what is read of it again comes from the file again.
+    fn release(&self) {
+        #[cfg(unix)]
+        {
+            const PAGE: usize = 4096;
+            let first = self.bytes.start.next_multiple_of(PAGE);
+            let end = self.bytes.end / PAGE * PAGE;
+            if first < end {
+                // SAFETY: the map is of a file and is never written, so that
+                // dropped pages read the same as before. It is a hint only.
+                let _ = unsafe {
+                    self.map.unchecked_advise_range(
+                        memmap2::UncheckedAdvice::DontNeed,
+                        first,
+                        end - first,
+                    )
+                };
+            }
+        }
+    }
+
     /// One row as it is stored.
     #[inline(always)]
     pub fn row_bytes(&self, row: usize) -> &[u8] {
@@ -343,6 +365,7 @@ impl<A: Float> Linear for Cpu<A> {
             packed
         });
         self.count(forward.bytes() + backward.as_ref().map_or(0, Panels::bytes));
+        parts.iter().for_each(WeightView::release);
         Ok(CpuMatrix {
             inputs,
             outputs: column,
