@@ -89,7 +89,7 @@ impl Planning {
             &self.shape,
             &capacity,
             &self.layouts,
-            demand.training,
+            demand.trained,
         )
     }
 
