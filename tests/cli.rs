@@ -36,6 +36,7 @@ fn help_names_every_verb() {
     let help = String::from_utf8(output.stdout).unwrap();
     for verb in [
         "train",
+        "sweep",
         "eval",
         "generate",
         "inspect",

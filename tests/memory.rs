@@ -277,7 +277,14 @@ fn large(kind: MemoryKind, tokens_per_batch: usize, training: bool) -> Plan {
     };
     let capacity: Capacity = demand.capacity(&layouts);
     let types = WeightTypes::bf16(&shape);
-    Plan::new(kind, &types, &shape, &capacity, &layouts, usize::from(training))
+    Plan::new(
+        kind,
+        &types,
+        &shape,
+        &capacity,
+        &layouts,
+        usize::from(training),
+    )
 }
 
 const GPU: MemoryKind = MemoryKind::Cuda;

@@ -33,6 +33,7 @@ pub fn run(args: BenchArgs) -> Result<Outcome> {
     match args.kind {
         BenchKind::Kernels => return super::bench_kernels::run(args),
         BenchKind::Rollout => return super::bench_rollout::run(args),
+        BenchKind::Sweep => return super::bench_sweep::run(args),
         BenchKind::Update | BenchKind::Step | BenchKind::Decode => {}
     }
     let mut config = args.load()?;

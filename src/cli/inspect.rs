@@ -169,7 +169,7 @@ impl OnDevice for Inspection<'_> {
     }
 }
 
-fn row_json(
+pub(crate) fn row_json(
     prompt: &[u32],
     completion: &[u32],
     s: &TokenSignals,

@@ -186,7 +186,10 @@ mod tests {
         ] {
             let (a, b) = outcomes(wins, losses, 7);
             let p = mcnemar(&a, &b);
-            assert!((p - expected).abs() <= 1e-9 * expected, "{wins} {losses}: {p}");
+            assert!(
+                (p - expected).abs() <= 1e-9 * expected,
+                "{wins} {losses}: {p}"
+            );
             assert_eq!(p, mcnemar(&b, &a));
         }
         assert_eq!(mcnemar(&[true; 5], &[true; 5]), 1.0);
@@ -198,7 +201,11 @@ mod tests {
     fn the_bootstrap_agrees_with_the_normal_distribution() {
         // 400 differences: +1 in 70, -1 in 40, else 0.
         let (a, b) = outcomes(70, 40, 290);
-        let as_f64 = |x: &[bool]| x.iter().map(|&x| f64::from(u8::from(x))).collect::<Vec<_>>();
+        let as_f64 = |x: &[bool]| {
+            x.iter()
+                .map(|&x| f64::from(u8::from(x)))
+                .collect::<Vec<_>>()
+        };
         let d = paired_bootstrap(&as_f64(&a), &as_f64(&b), 1).unwrap();
         assert!((d.mean - 0.075).abs() < 1e-12);
         // Variance (110/400 - .075^2) 400/399 by hand.

@@ -153,6 +153,11 @@ impl<D: HalfLayers> Arm<D> {
         })
     }
 
+    /// What its adapter is compared with; none is the base model.
+    pub fn reference(&self) -> Option<AdapterId> {
+        self.updater.reference
+    }
+
     /// Whether steps are left to take.
     pub fn training(&self) -> bool {
         self.failure.is_none() && self.state.step < self.config.train.steps

@@ -257,12 +257,8 @@ impl<D: HalfLayers> Trainer<D> {
             }
             let arms = &self.arms;
             let mut askers: Vec<Asker> = due.iter().map(|&i| arms[i].asker()).collect();
-            let sampled = sample_groups(
-                &mut self.session,
-                &self.prompts,
-                &self.rewards,
-                &mut askers,
-            );
+            let sampled =
+                sample_groups(&mut self.session, &self.prompts, &self.rewards, &mut askers);
             let orders: Vec<_> = askers.into_iter().map(|a| a.order).collect();
             match sampled {
                 Ok(sampled) => break sampled.into_iter().zip(orders).collect(),
