@@ -75,6 +75,9 @@ fn bad_usage_is_2() {
         &["bench", "everything"],
         &["inspect"],
         &["plan", "--run", "no-such-run"],
+        &["sweep"],
+        &["sweep", "--resume"],
+        &["sweep", "--config", "no-such.toml"],
     ] {
         refused(dir.path(), args);
     }

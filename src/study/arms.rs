@@ -64,7 +64,7 @@ pub struct Arms {
 
 /// Keys that arms may not differ in: they share the model in memory, the
 /// problems, the rollout budget and the evaluation.
-const SHARED: [&str; 9] = [
+const SHARED: [&str; 10] = [
     "model.",
     "data.",
     "rollout.",
@@ -74,6 +74,7 @@ const SHARED: [&str; 9] = [
     "train.prompts_per_step",
     "train.device",
     "train.eval_every",
+    "train.save_every",
 ];
 
 /// The one key of `[rollout]` that is about the update.

@@ -141,10 +141,11 @@ impl<D: HalfLayers> Trainer<D> {
 
     /// What comes before the first step: the base model's evaluation and the
     /// residual's noise floor. The base model as it was measured with the first
-    /// arm's seed, unless every arm knows its own from a checkpoint.
+    /// arm's seed, unless that is known from a checkpoint.
     pub fn prepare(&mut self) -> Result<Option<Evaluated>> {
         let mut seeds: Vec<u64> = Vec::new();
-        for arm in self.arms.iter().filter(|a| a.state.base.is_none()) {
+        let ignorant = |a: &&Arm<D>| a.failure.is_none() && a.state.base.is_none();
+        for arm in self.arms.iter().filter(ignorant) {
             if !seeds.contains(&arm.config.train.seed) {
                 seeds.push(arm.config.train.seed);
             }
@@ -158,7 +159,9 @@ impl<D: HalfLayers> Trainer<D> {
                 for arm in self.arms.iter_mut().filter(own) {
                     arm.state.base.get_or_insert_with(|| evaluated.row.clone());
                 }
-                first.get_or_insert(evaluated);
+                if seed == self.config().train.seed {
+                    first = Some(evaluated);
+                }
             }
         }
         for arm in &mut self.arms {
