@@ -36,6 +36,7 @@ fn help_names_every_verb() {
     let help = String::from_utf8(output.stdout).unwrap();
     for verb in [
         "train",
+        "sweep",
         "eval",
         "generate",
         "inspect",
@@ -74,6 +75,9 @@ fn bad_usage_is_2() {
         &["bench", "everything"],
         &["inspect"],
         &["plan", "--run", "no-such-run"],
+        &["sweep"],
+        &["sweep", "--resume"],
+        &["sweep", "--config", "no-such.toml"],
     ] {
         refused(dir.path(), args);
     }

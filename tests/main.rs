@@ -19,4 +19,5 @@ mod parity;
 mod resume;
 mod rollout;
 mod run;
+mod sweep;
 mod text;

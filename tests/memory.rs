@@ -51,7 +51,7 @@ fn open<D: HalfLayers>(device: D) -> Small<D> {
         group: 2,
         sampled: 4,
         reference_rows: true,
-        training: true,
+        trained: 1,
         tokens_per_batch: 64,
         pages: None,
     };
@@ -271,13 +271,20 @@ fn large(kind: MemoryKind, tokens_per_batch: usize, training: bool) -> Plan {
         group: 8,
         sampled: 128,
         reference_rows: true,
-        training,
+        trained: usize::from(training),
         tokens_per_batch,
         pages: None,
     };
     let capacity: Capacity = demand.capacity(&layouts);
     let types = WeightTypes::bf16(&shape);
-    Plan::new(kind, &types, &shape, &capacity, &layouts, training)
+    Plan::new(
+        kind,
+        &types,
+        &shape,
+        &capacity,
+        &layouts,
+        usize::from(training),
+    )
 }
 
 const GPU: MemoryKind = MemoryKind::Cuda;

@@ -32,6 +32,8 @@ pub struct Cli {
 pub enum Verb {
     /// Train an adapter (without a model: the bundled demo)
     Train(TrainArgs),
+    /// Train many adapters side by side, and compare them
+    Sweep(SweepArgs),
     /// Measure the base model and adapters on held-out problems
     Eval(EvalArgs),
     /// Complete prompts
@@ -130,6 +132,20 @@ pub struct TrainArgs {
     #[arg(long, value_name = "DIR")]
     pub run: Option<PathBuf>,
     /// Continue the run in --run from its latest checkpoint
+    #[arg(long, requires = "run")]
+    pub resume: bool,
+    #[command(flatten)]
+    pub common: ConfigArgs,
+}
+
+/// `arca sweep`
+#[derive(Debug, Args)]
+#[command(group(ArgGroup::new("arms").required(true).args(["config", "resume"])))]
+pub struct SweepArgs {
+    /// Folder to write [default: runs/<time>-sweep]
+    #[arg(long, value_name = "DIR")]
+    pub run: Option<PathBuf>,
+    /// Continue the sweep in --run from its arms' latest checkpoints
     #[arg(long, requires = "run")]
     pub resume: bool,
     #[command(flatten)]
@@ -323,6 +339,8 @@ pub enum BenchKind {
     Step,
     /// Tokens one by one at a fixed batch
     Decode,
+    /// Rollouts of a sweep's arms, decoded together and one after another
+    Sweep,
 }
 
 /// Model shapes that `arca bench kernels` knows.
@@ -351,7 +369,7 @@ pub enum RolloutWorkload {
 /// `arca bench`
 #[derive(Debug, Args)]
 pub struct BenchArgs {
-    /// kernels, rollout, update, step or decode
+    /// kernels, rollout, update, step, decode or sweep
     #[arg(value_enum, hide_possible_values = true, value_name = "KIND")]
     pub kind: BenchKind,
     /// Base model: a folder or a cached hub id [config: model.path]
@@ -363,10 +381,14 @@ pub struct BenchArgs {
     /// Sequences side by side: the same as --prompts
     #[arg(long, value_name = "N", conflicts_with = "prompts")]
     pub batch: Option<usize>,
-    /// Prompts of random tokens [default: decode 1, update 16, rollout offline 256, else 8]
+    /// Prompts of random tokens [default: decode 1, update 16, sweep 4 for each arm, rollout offline
+    /// 256, else 8]
     #[arg(long, value_name = "N")]
     pub prompts: Option<usize>,
-    /// Completions per prompt [default: rollout and step 8, else 1]
+    /// Sweep: adapters that sample side by side
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    pub arms: usize,
+    /// Completions per prompt [default: rollout, sweep and step 8, else 1]
     #[arg(long, value_name = "K")]
     pub group_size: Option<usize>,
     /// Tokens of a prompt [default: decode 32, update 1, rollout offline 100 to 1024, else 64]

@@ -14,6 +14,7 @@ use super::Outcome;
 use super::args::{BenchArgs, BenchKind};
 use crate::advantage::advantages;
 use crate::config::Config;
+use crate::credit::CreditAssigner;
 use crate::episode::AdapterId;
 use crate::model::config::ModelShape;
 use crate::model::half_layer::HalfLayers;
@@ -32,6 +33,7 @@ pub fn run(args: BenchArgs) -> Result<Outcome> {
     match args.kind {
         BenchKind::Kernels => return super::bench_kernels::run(args),
         BenchKind::Rollout => return super::bench_rollout::run(args),
+        BenchKind::Sweep => return super::bench_sweep::run(args),
         BenchKind::Update | BenchKind::Step | BenchKind::Decode => {}
     }
     let mut config = args.load()?;
@@ -213,8 +215,7 @@ impl<D: HalfLayers> Bed<D> {
             adapters.push(initial_adapter(config, &shape)?);
         }
         let layout = adapters.first().map(|a| a.layout.clone());
-        let mut max_rows = 0;
-        let credit = updater(config, &shape, POLICY, None, max_rows)?.credit;
+        let credit = CreditAssigner::new(&config.credit)?;
         let demand = Demand {
             longest_prompt: w.prompt_length,
             longest_completion: w.new_tokens,
@@ -226,15 +227,14 @@ impl<D: HalfLayers> Bed<D> {
                 _ => w.sequences(),
             },
             reference_rows: wants_reference(&credit, config),
-            training,
+            trained: usize::from(training),
             tokens_per_batch: config.train.tokens_per_batch,
             pages: kv_pages(config, &shape, device.memory_kind())?,
         };
         let session = Session::open(device, config, &dir, &demand, adapters)?;
-        max_rows = session.engine.capacity.rows;
         let training = match (training, layout) {
             (true, Some(layout)) => Some((
-                updater(config, &shape, POLICY, None, max_rows)?,
+                updater(config, &shape, POLICY, None, demand.policy_rows())?,
                 Optimizer::new(&session.engine.device, &layout, &config.optimizer)?,
             )),
             _ => None,

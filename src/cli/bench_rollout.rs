@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 
 use super::Outcome;
-use super::args::{BenchArgs, RolloutWorkload};
+use super::args::{BenchArgs, BenchKind, RolloutWorkload};
 use super::bench::cpu_seconds;
 use super::bench_kernels::Roof;
 use crate::config::Config;
@@ -56,18 +56,18 @@ pub fn run(args: BenchArgs) -> Result<Outcome> {
 
 /// What is sampled.
 #[derive(Clone, Debug)]
-struct Workload {
+pub(super) struct Workload {
     name: &'static str,
     prompts: Vec<Vec<u32>>,
-    group_size: usize,
+    pub(super) group_size: usize,
     /// Of each completion, by prompt and sample.
-    lengths: Vec<usize>,
+    pub(super) lengths: Vec<usize>,
     temperature: Option<f32>,
-    what: String,
+    pub(super) what: String,
 }
 
 impl Workload {
-    fn new(args: &BenchArgs, config: &Config, shape: &ModelShape) -> Result<Workload> {
+    pub(super) fn new(args: &BenchArgs, config: &Config, shape: &ModelShape) -> Result<Workload> {
         let mut random = Stream::new(config.train.seed ^ 0x726f_6c6c);
         let vocab = shape.vocab_size as u32;
         let prompts = args.batch.or(args.prompts);
@@ -88,7 +88,8 @@ impl Workload {
         };
         Ok(match args.workload {
             RolloutWorkload::Grpo => {
-                let (count, k) = (prompts.unwrap_or(8), args.group_size.unwrap_or(8));
+                let few = if args.kind == BenchKind::Sweep { 4 } else { 8 };
+                let (count, k) = (prompts.unwrap_or(few), args.group_size.unwrap_or(8));
                 let prompt = args.prompt_length.unwrap_or(64.min(context / 2).max(1));
                 let room = context.saturating_sub(prompt).max(1);
                 let longest = args.new_tokens.unwrap_or(256.min(room));
@@ -139,11 +140,11 @@ impl Workload {
         })
     }
 
-    fn longest_prompt(&self) -> usize {
+    pub(super) fn longest_prompt(&self) -> usize {
         self.prompts.iter().map(Vec::len).max().unwrap_or(0)
     }
 
-    fn longest(&self) -> usize {
+    pub(super) fn longest(&self) -> usize {
         self.lengths.iter().copied().max().unwrap_or(0)
     }
 }
@@ -171,8 +172,8 @@ struct Bench<'a> {
 }
 
 /// One run of the workload.
-struct Timed {
-    seconds: f64,
+pub(super) struct Timed {
+    pub(super) seconds: f64,
     /// Time on all cores together, where the system tells.
     cpu_seconds: Option<f64>,
     stats: RolloutStats,
@@ -225,7 +226,7 @@ impl OnDevice for Bench<'_> {
             if !going {
                 break;
             }
-            let mut timed = sample(&mut session, config, &workload, run)?;
+            let mut timed = sample(&mut session, config, &workload, run, &[POLICY])?;
             if runs.len() > 1 {
                 // Long soaks keep times, not every forward of every run.
                 let last = runs.len() - 1;
@@ -254,12 +255,13 @@ impl OnDevice for Bench<'_> {
     }
 }
 
-/// Sample everything once.
-fn sample<D: HalfLayers>(
+/// Sample everything once under each adapter, all together.
+pub(super) fn sample<D: HalfLayers>(
     session: &mut Session<D>,
     config: &Config,
     workload: &Workload,
     run: usize,
+    adapters: &[AdapterId],
 ) -> Result<Timed> {
     let k = workload.group_size;
     let mut sampling = Sampling {
@@ -271,10 +273,18 @@ fn sample<D: HalfLayers>(
     sampling.temperature = workload.temperature.unwrap_or(sampling.temperature);
     let (start, cpu) = (Instant::now(), cpu_seconds());
     let mut rollout = session.rollout();
-    for (i, prompt) in workload.prompts.iter().enumerate() {
+    let count = workload.prompts.len();
+    let asked = adapters.iter().flat_map(|adapter| {
+        workload
+            .prompts
+            .iter()
+            .enumerate()
+            .map(move |p| (adapter, p))
+    });
+    for (&adapter, (i, prompt)) in asked {
         let lengths = &workload.lengths[i * k..(i + 1) * k];
         rollout.submit(Request {
-            adapter: Some(POLICY),
+            adapter: Some(adapter),
             prompt_ids: prompt.clone(),
             samples: 0..k as u32,
             sampling: Arc::new(Sampling {
@@ -297,7 +307,7 @@ fn sample<D: HalfLayers>(
             {
                 let n = drawn.entry((request, sample)).or_default();
                 *n += 1;
-                if *n == workload.lengths[request * k + sample as usize] {
+                if *n == workload.lengths[request % count * k + sample as usize] {
                     due.push((request, sample));
                 }
             }
@@ -312,7 +322,7 @@ fn sample<D: HalfLayers>(
     }
     let seconds = start.elapsed().as_secs_f64();
     let tokens: usize = drawn.values().sum();
-    let wanted: usize = workload.lengths.iter().sum();
+    let wanted = adapters.len() * workload.lengths.iter().sum::<usize>();
     ensure!(
         tokens == wanted,
         "{tokens} tokens were drawn where {wanted} were asked for"

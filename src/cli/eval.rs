@@ -9,7 +9,7 @@ use crate::episode::AdapterId;
 use crate::model::config::ModelShape;
 use crate::model::half_layer::HalfLayers;
 use crate::tokenizer::Tokenizer;
-use crate::train::evaluate::{EvalRow, evaluate, table};
+use crate::train::evaluate::{EvalRow, Subject, evaluate, table};
 use crate::train::session::{
     AdapterSource, Demand, OnDevice, Session, fit_context, kv_pages, model_dir, on_device,
 };
@@ -71,13 +71,20 @@ impl OnDevice for Evaluation<'_> {
             path.display()
         );
 
-        let mut models = vec![("base".to_string(), None)];
+        let seed = config.train.seed;
+        let subject = |name: String, adapter| Subject {
+            name,
+            adapter,
+            seed,
+        };
+        let mut subjects = vec![subject("base".to_string(), None)];
         let mut adapters = Vec::new();
         for (i, dir) in self.args.adapter.iter().enumerate() {
             let source = AdapterSource::load(dir, &shape)
                 .with_context(|| format!("adapter {}", dir.display()))?;
             adapters.push(source);
-            models.push((dir.display().to_string(), Some(AdapterId(i as u32))));
+            let id = AdapterId(i as u32);
+            subjects.push(subject(dir.display().to_string(), Some(id)));
         }
         let longest_prompt = ids.iter().map(Vec::len).max().unwrap_or(0);
         let config = &fit_context(config, &shape, longest_prompt);
@@ -85,12 +92,13 @@ impl OnDevice for Evaluation<'_> {
             longest_prompt,
             longest_completion: config.rollout.max_completion_length,
             group: config.eval.samples,
-            sampled: problems.len() * config.eval.samples * models.len(),
+            sampled: problems.len() * config.eval.samples * subjects.len(),
             tokens_per_batch: config.train.tokens_per_batch,
             pages: kv_pages(config, &shape, device.memory_kind())?,
             ..Demand::default()
         };
         let mut session = Session::open(device, config, &dir, &demand, adapters)?;
-        evaluate(&mut session, config, &problems, &ids, &models)
+        let evaluated = evaluate(&mut session, config, &problems, &ids, &subjects)?;
+        Ok(evaluated.into_iter().map(|e| e.row).collect())
     }
 }

@@ -112,7 +112,7 @@ impl OnDevice for Inspection<'_> {
         let batches = pack(&groups, &spec)?;
         let layouts: Vec<_> = adapters.iter().map(|a| a.layout.clone()).collect();
         let capacity = capacity_of(&batches, &layouts);
-        let mut session = Session::with_capacity(device, config, &dir, capacity, false, adapters)?;
+        let mut session = Session::with_capacity(device, config, &dir, capacity, 0, adapters)?;
 
         let temperature = match config.rollout.temperature > 0.0 {
             true => config.rollout.temperature,
@@ -169,7 +169,7 @@ impl OnDevice for Inspection<'_> {
     }
 }
 
-fn row_json(
+pub(crate) fn row_json(
     prompt: &[u32],
     completion: &[u32],
     s: &TokenSignals,

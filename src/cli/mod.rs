@@ -7,6 +7,7 @@ mod rows;
 pub mod bench;
 pub mod bench_kernels;
 pub mod bench_rollout;
+pub mod bench_sweep;
 pub mod eval;
 pub mod generate;
 pub mod grade;
@@ -14,6 +15,7 @@ pub mod init_model;
 pub mod inspect;
 pub mod plan;
 pub mod replay;
+pub mod sweep;
 pub mod train;
 
 use std::io::{self, Write};
@@ -65,6 +67,7 @@ pub fn main() -> ExitCode {
 fn dispatch(verb: Verb) -> anyhow::Result<Outcome> {
     match verb {
         Verb::Train(args) => train::run(args),
+        Verb::Sweep(args) => sweep::run(args),
         Verb::Eval(args) => eval::run(args),
         Verb::Generate(args) => generate::run(args),
         Verb::Inspect(args) => inspect::run(args),

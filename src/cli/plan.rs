@@ -91,7 +91,7 @@ impl<'a> Planning<'a> {
             &self.types,
             &demand.capacity_with(&self.layouts, decode_rows),
             &self.layouts,
-            demand.training,
+            demand.trained,
             available,
         )
     }

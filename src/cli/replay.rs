@@ -134,14 +134,13 @@ impl OnDevice for Replay<'_> {
             step_groups: groups.len(),
             step_sequences: given.len(),
             reference_rows: wants_reference(&credit, config),
-            training: true,
+            trained: 1,
             tokens_per_batch: config.train.tokens_per_batch,
             ..Demand::default()
         };
         let mut session = Session::open(device, config, &dir, &demand, adapters)?;
         let adapter = AdapterId(0);
-        let max_rows = session.engine.capacity.rows;
-        let mut updater = updater(config, &shape, adapter, reference, max_rows)?;
+        let mut updater = updater(config, &shape, adapter, reference, demand.policy_rows())?;
         // Every row was given on purpose: all are scored.
         updater.skip_zero_advantage = false;
         let mut optimizer = Optimizer::new(&session.engine.device, &layout, &config.optimizer)?;

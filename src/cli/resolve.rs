@@ -9,9 +9,10 @@ use clap::ValueEnum;
 
 use super::args::{
     BenchArgs, ConfigArgs, EvalArgs, GenerateArgs, InspectArgs, PlanArgs, ReadConfigArgs,
-    ReplayArgs, SamplingArgs, TrainArgs,
+    ReplayArgs, SamplingArgs, SweepArgs, TrainArgs,
 };
 use crate::config::{Config, UsageError};
+use crate::study::arms::Arms;
 
 /// Overrides that flags stand for.
 #[derive(Default)]
@@ -47,10 +48,13 @@ impl Shorthands {
 
 impl ConfigArgs {
     fn load(&self, file: Option<&Path>, shorthands: Shorthands) -> Result<Config, UsageError> {
+        Config::load(file, &self.overrides(shorthands))
+    }
+
+    fn overrides(&self, shorthands: Shorthands) -> Vec<String> {
         let device = self.device.and_then(|device| device.to_possible_value());
         let flags = shorthands.text("train.device", device.as_ref().map(|d| d.get_name()));
-        let overrides: Vec<String> = self.set.iter().cloned().chain(flags.0).collect();
-        Config::load(file, &overrides)
+        self.set.iter().cloned().chain(flags.0).collect()
     }
 }
 
@@ -120,6 +124,34 @@ fn check_resumable(saved: &Config, given: &Config) -> anyhow::Result<()> {
         if changed.len() == 1 { "it" } else { "them" },
     ))
     .into())
+}
+
+impl SweepArgs {
+    /// The resolved arms. A resumed sweep keeps its own; what is given beside
+    /// `--resume` may change what it may change of a run.
+    pub fn load(&self) -> anyhow::Result<Arms> {
+        let overrides = self.common.overrides(Shorthands::default());
+        match (&self.common.config, &self.run) {
+            (Some(file), _) => Arms::load(file, &overrides),
+            (None, Some(run)) => {
+                let file = run.join("sweep.toml");
+                if !file.is_file() {
+                    return Err(UsageError::new(format!(
+                        "{} is not the folder of a sweep: it has no sweep.toml",
+                        run.display()
+                    ))
+                    .into());
+                }
+                let saved = Arms::load(&file, &[])?;
+                let given = Arms::load(&file, &overrides)?;
+                for (saved, given) in saved.plans.iter().zip(&given.plans) {
+                    check_resumable(&saved.config, &given.config)?;
+                }
+                Ok(given)
+            }
+            (None, None) => Err(UsageError::new("name the sweep: --config FILE.toml").into()),
+        }
+    }
 }
 
 impl EvalArgs {

@@ -13,9 +13,14 @@ use super::{Config, UsageError};
 /// Where a setting stands.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Place {
-    File { path: PathBuf, line: usize },
+    File {
+        path: PathBuf,
+        line: usize,
+    },
     Flag,
     Demo,
+    /// An arm of a sweep, by name.
+    Arm(String),
 }
 
 impl fmt::Display for Place {
@@ -24,6 +29,7 @@ impl fmt::Display for Place {
             Place::File { path, line } => write!(f, "{}:{line}", path.display()),
             Place::Flag => f.write_str("--set"),
             Place::Demo => f.write_str("the demo's settings"),
+            Place::Arm(name) => write!(f, "sweep arm {name}"),
         }
     }
 }
@@ -47,10 +53,38 @@ pub(super) enum Checked<'a> {
     Nothing,
 }
 
+/// The table that only `arca sweep` reads.
+const SWEEP: &str = "sweep";
+
 impl Setting {
+    /// The key within `[sweep]`, if it is one of those.
+    pub fn sweep_key(&self) -> Option<&str> {
+        match self.key.strip_prefix(SWEEP)? {
+            "" => Some(""),
+            rest => rest.strip_prefix('.'),
+        }
+    }
+
+    /// The value, a bare list such as `[arca, uniform]` read as one of texts.
+    pub fn value(&self) -> Value {
+        let bare = self.text.as_deref().and_then(bare_list);
+        match (&self.value, bare) {
+            (Value::String(_), Some(list)) => list,
+            (value, _) => value.clone(),
+        }
+    }
+
+    /// Where it stands, for messages.
+    pub fn place(&self) -> String {
+        self.place.to_string()
+    }
+
     /// Refuses an unknown key and a value of the wrong type.
     pub fn check(&self) -> Result<Checked<'_>, UsageError> {
         match keys::kind(&self.key) {
+            None if self.sweep_key().is_some() => {
+                Err(self.refuse("[sweep] is read by `arca sweep` alone".to_string()))
+            }
             None => Err(self.refuse(format!(
                 "unknown key `{}`; the nearest known key is `{}`",
                 self.key,
@@ -208,6 +242,27 @@ fn flatten_override(key: String, value: Value, raw: &str, settings: &mut Vec<Set
             place: Place::Flag,
         }),
     }
+}
+
+/// The settings of a table, nested or with dotted keys, that stands at `place`.
+pub(super) fn from_table(table: &Table, place: &Place) -> Vec<Setting> {
+    fn add(prefix: &str, table: &Table, place: &Place, settings: &mut Vec<Setting>) {
+        for (name, value) in table {
+            let key = keys::join(prefix, name);
+            match value {
+                Value::Table(inner) if !inner.is_empty() => add(&key, inner, place, settings),
+                value => settings.push(Setting {
+                    key,
+                    value: value.clone(),
+                    text: None,
+                    place: place.clone(),
+                }),
+            }
+        }
+    }
+    let mut settings = Vec::new();
+    add("", table, place, &mut settings);
+    settings
 }
 
 /// The settings of a TOML text that stands at `place`.

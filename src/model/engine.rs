@@ -77,7 +77,7 @@ impl<D: HalfLayers> Engine<D> {
         let shape = ModelShape::load(dir)?;
         let types = WeightTypes::read(dir, &shape)?;
         let kind = device.memory_kind();
-        let plan = Plan::new(kind, &types, &shape, &capacity, &[], training);
+        let plan = Plan::new(kind, &types, &shape, &capacity, &[], usize::from(training));
         Engine::with_plan(device, dir, plan)
     }
 
@@ -152,6 +152,20 @@ impl<D: HalfLayers> Engine<D> {
         if self.plan.kind.overlays() {
             self.kv_epoch += u64::from(phase != Phase::Forward);
             for (offset, bytes) in self.plan.cleared(phase) {
+                self.device
+                    .clear(&self.ctx(), &self.region, offset, bytes)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Void all keys and values. After logits that are no numbers: a kernel
+    /// may read a page beyond a context's end, and multiply by nothing what it
+    /// finds there.
+    pub fn discard_kv(&mut self) -> Result<()> {
+        self.kv_epoch += 1;
+        if self.plan.kind.overlays() {
+            for (offset, bytes) in self.plan.cleared(Phase::Forward) {
                 self.device
                     .clear(&self.ctx(), &self.region, offset, bytes)?;
             }

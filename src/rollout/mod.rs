@@ -97,6 +97,27 @@ pub enum Event<'a> {
     },
 }
 
+/// The error of a rollout that ended because the logits of a sample's token are
+/// NaN or infinite.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NotFinite {
+    pub request: usize,
+    pub sample: u32,
+    pub token: usize,
+}
+
+impl std::fmt::Display for NotFinite {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "request {}, sample {}: the logits of token {} are NaN or infinite",
+            self.request, self.sample, self.token
+        )
+    }
+}
+
+impl std::error::Error for NotFinite {}
+
 /// Pages that hold so many positions.
 pub fn pages_of(positions: usize) -> usize {
     positions.div_ceil(PAGE)

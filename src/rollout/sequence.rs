@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 
 use super::pages::{self, Page};
 use super::stop::StopStrings;
-use super::{Completion, Request, Sampling};
+use super::{Completion, NotFinite, Request, Sampling};
 use crate::episode::FinishReason;
 use crate::model::batch::PageTable;
 use crate::ops::decode::PAGE;
@@ -51,12 +51,12 @@ impl Sequence {
     /// The logits it was drawn from are no numbers.
     pub fn accept(&mut self, drawn: Sampled, sampling: &Sampling) -> Result<()> {
         if drawn.invalid {
-            bail!(
-                "request {}, sample {}: the logits of token {} are NaN or infinite",
-                self.request,
-                self.sample,
-                self.ids.len()
-            );
+            return Err(NotFinite {
+                request: self.request,
+                sample: self.sample,
+                token: self.ids.len(),
+            }
+            .into());
         }
         self.ids.push(drawn.token);
         self.logprobs.push(drawn.logprob);

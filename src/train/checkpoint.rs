@@ -22,6 +22,9 @@ pub struct RunState {
     pub cursor: Cursor,
     /// Completion tokens trained on so far.
     pub num_tokens: u64,
+    /// Completions trained on so far.
+    #[serde(default)]
+    pub completions: u64,
     /// Seconds of training, evaluations and saves not counted.
     pub seconds: f64,
     /// The base model's evaluation, made before the first step.

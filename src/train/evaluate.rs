@@ -1,6 +1,7 @@
-//! Held-out accuracy: sampled and greedy, pass@k, maj@k, with standard errors.
+//! Held-out accuracy: sampled (avg@k) and greedy, pass@k, maj@k, with standard
+//! errors over problems ([`crate::study::statistics`]).
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use anyhow::Result;
@@ -12,7 +13,9 @@ use crate::model::half_layer::HalfLayers;
 use crate::reward::math;
 use crate::rng::Purpose;
 use crate::rollout::{Completion, Request, Sampling};
+use crate::study::statistics::{self, mean, standard_error};
 use crate::train::session::Session;
+use crate::train::step::blame;
 
 /// One model's results.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -43,30 +46,111 @@ pub struct EvalRow {
     pub n: usize,
     /// k.
     pub samples: usize,
+    /// pass@k for smaller k too, without bias from all the samples drawn.
+    #[serde(default)]
+    pub pass_at: Vec<PassAt>,
+    /// By the problems' difficulty, where the data names it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub by_level: Vec<Part>,
+    /// By the problems' subject, where the data names it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub by_subject: Vec<Part>,
 }
 
-/// Measure several models on the same problems with the same random numbers,
-/// decoded together. `prompts` are the problems' ids.
+/// Chance that one of k samples is right.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct PassAt {
+    pub k: usize,
+    pub value: f64,
+    pub standard_error: f64,
+}
+
+/// Results on some of the problems.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Part {
+    /// As the data has it.
+    pub name: String,
+    pub n: usize,
+    pub sampled_accuracy: f64,
+    pub standard_error: f64,
+    pub greedy_accuracy: f64,
+    pub greedy_standard_error: f64,
+}
+
+/// Right or wrong, by problem in the data's order.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Outcomes {
+    pub greedy: Vec<bool>,
+    /// Of each problem's samples.
+    pub samples: Vec<Vec<bool>>,
+    /// Of the commonest answer among the samples.
+    pub majority: Vec<bool>,
+}
+
+impl Outcomes {
+    /// Share of right samples, by problem.
+    pub fn accuracy(&self) -> Vec<f64> {
+        let share = |s: &Vec<bool>| mean(&as_numbers(s));
+        self.samples.iter().map(share).collect()
+    }
+
+    /// pass@k by problem.
+    pub fn pass_at(&self, k: usize) -> Vec<f64> {
+        let right = |s: &Vec<bool>| s.iter().filter(|c| **c).count();
+        let passed = |s: &Vec<bool>| statistics::pass_at_k(s.len(), right(s), k);
+        self.samples.iter().map(passed).collect()
+    }
+}
+
+/// 1 for right, 0 for wrong.
+pub fn as_numbers(outcomes: &[bool]) -> Vec<f64> {
+    outcomes.iter().map(|&c| f64::from(u8::from(c))).collect()
+}
+
+/// Whom to measure.
+#[derive(Clone, Debug)]
+pub struct Subject {
+    /// `base`, or the adapter's name.
+    pub name: String,
+    pub adapter: Option<AdapterId>,
+    /// Key of its samples' random numbers: subjects of one seed share them.
+    pub seed: u64,
+}
+
+/// One subject's results.
+#[derive(Clone, Debug)]
+pub struct Evaluated {
+    pub row: EvalRow,
+    pub outcomes: Outcomes,
+}
+
+/// Measure several subjects on the same problems, all decoded together.
+/// `prompts` are the problems' ids; how is sampled is `config`'s to say.
+///
+/// # Errors
+/// A rollout that failed, with the subject as its
+/// [`crate::train::step::Culprit`] where there is one.
 pub fn evaluate<D: HalfLayers>(
     session: &mut Session<D>,
     config: &Config,
     problems: &[Problem],
     prompts: &[Vec<u32>],
-    models: &[(String, Option<AdapterId>)],
-) -> Result<Vec<EvalRow>> {
+    subjects: &[Subject],
+) -> Result<Vec<Evaluated>> {
     let sampling = session.sampling(config);
     let sampled = sampling.temperature > 0.0;
     let tokenizer = session.tokenizer()?.clone();
+    let n = problems.len();
     let requests = |count: usize, sampling: Sampling| {
         let sampling = Arc::new(sampling);
-        models.iter().flat_map(move |(_, adapter)| {
+        subjects.iter().flat_map(move |subject| {
             let sampling = sampling.clone();
             problems.iter().zip(prompts).map(move |(p, ids)| Request {
-                adapter: *adapter,
+                adapter: subject.adapter,
                 prompt_ids: ids.clone(),
                 samples: 0..count as u32,
                 sampling: sampling.clone(),
-                seed: config.train.seed,
+                seed: subject.seed,
                 purpose: Purpose::Evaluation,
                 step: 0,
                 problem: p.key(),
@@ -84,7 +168,8 @@ pub fn evaluate<D: HalfLayers>(
     if sampled {
         all.extend(requests(samples, sampling));
     }
-    let mut greedy = session.generate(all, &mut |_| Ok(()))?;
+    let drawn = session.generate(all, &mut |_| Ok(()));
+    let mut greedy = drawn.map_err(|e| blame(e, |request| request % per_kind / n))?;
     let mut drawn = match sampled {
         true => greedy.split_off(per_kind),
         false => greedy.clone(),
@@ -95,7 +180,7 @@ pub fn evaluate<D: HalfLayers>(
 
     let grader = config.reward.grader();
     let judge = |c: &Completion| -> Result<Judged> {
-        let gold = &problems[c.request % problems.len()].answer;
+        let gold = &problems[c.request % n].answer;
         let text = tokenizer.decode(&c.ids, true)?;
         let verdict = grader.completion(gold, &text);
         Ok(Judged {
@@ -105,11 +190,10 @@ pub fn evaluate<D: HalfLayers>(
             length: c.ids.len(),
         })
     };
-    let n = problems.len();
-    models
+    subjects
         .iter()
         .enumerate()
-        .map(|(m, (name, _))| {
+        .map(|(m, subject)| {
             let own = m * n..(m + 1) * n;
             let of = |list: &[Completion]| -> Result<Vec<Judged>> {
                 list.iter()
@@ -117,7 +201,11 @@ pub fn evaluate<D: HalfLayers>(
                     .map(judge)
                     .collect()
             };
-            Ok(summarise(name, n, samples, &of(&drawn)?, &of(&greedy)?))
+            let mut evaluated = summarise(&subject.name, samples, &of(&drawn)?, &of(&greedy)?);
+            let Evaluated { row, outcomes } = &mut evaluated;
+            row.by_level = parts(problems, |p| p.level.as_deref(), outcomes);
+            row.by_subject = parts(problems, |p| p.subject.as_deref(), outcomes);
+            Ok(evaluated)
         })
         .collect()
 }
@@ -130,73 +218,105 @@ struct Judged {
     length: usize,
 }
 
-fn summarise(name: &str, n: usize, k: usize, drawn: &[Judged], greedy: &[Judged]) -> EvalRow {
-    let share = |f: &dyn Fn(&Judged) -> bool| mean(drawn.iter().map(|j| f64::from(u8::from(f(j)))));
+fn summarise(name: &str, k: usize, drawn: &[Judged], greedy: &[Judged]) -> Evaluated {
+    let share = |f: &dyn Fn(&Judged) -> bool| {
+        let of: Vec<bool> = drawn.iter().map(f).collect();
+        mean(&as_numbers(&of))
+    };
     let per_problem: Vec<&[Judged]> = drawn.chunks(k.max(1)).collect();
-    let accuracy: Vec<f64> = per_problem
+    let correct = |js: &[Judged]| js.iter().map(|j| j.correct).collect::<Vec<bool>>();
+    let outcomes = Outcomes {
+        greedy: correct(greedy),
+        samples: per_problem.iter().map(|js| correct(js)).collect(),
+        majority: per_problem.iter().map(|js| majority(js)).collect(),
+    };
+    let accuracy = outcomes.accuracy();
+    let passed = outcomes.pass_at(k);
+    let majority = as_numbers(&outcomes.majority);
+    let greedy = as_numbers(&outcomes.greedy);
+    let boxed: Vec<bool> = drawn
         .iter()
-        .map(|js| mean(js.iter().map(|j| f64::from(u8::from(j.correct)))))
+        .filter(|j| j.answer.is_some())
+        .map(|j| j.correct)
         .collect();
-    let passed: Vec<f64> = per_problem
-        .iter()
-        .map(|js| f64::from(u8::from(js.iter().any(|j| j.correct))))
-        .collect();
-    let majority: Vec<f64> = per_problem.iter().map(|js| majority(js)).collect();
-    let greedy: Vec<f64> = greedy
-        .iter()
-        .map(|j| f64::from(u8::from(j.correct)))
-        .collect();
-    let boxed = drawn.iter().filter(|j| j.answer.is_some());
-    EvalRow {
+    let lengths: Vec<f64> = drawn.iter().map(|j| j.length as f64).collect();
+    let row = EvalRow {
         model: name.to_string(),
-        sampled_accuracy: mean(accuracy.iter().copied()),
+        sampled_accuracy: mean(&accuracy),
         standard_error: standard_error(&accuracy),
-        greedy_accuracy: mean(greedy.iter().copied()),
+        greedy_accuracy: mean(&greedy),
         greedy_standard_error: standard_error(&greedy),
-        pass_at_k: mean(passed.iter().copied()),
+        pass_at_k: mean(&passed),
         pass_at_k_standard_error: standard_error(&passed),
-        maj_at_k: mean(majority.iter().copied()),
+        maj_at_k: mean(&majority),
         maj_at_k_standard_error: standard_error(&majority),
-        accuracy_given_box: mean(boxed.map(|j| f64::from(u8::from(j.correct)))),
+        accuracy_given_box: mean(&as_numbers(&boxed)),
         box_rate: share(&|j| j.answer.is_some()),
         truncated_rate: share(&|j| j.truncated),
-        mean_length: mean(drawn.iter().map(|j| j.length as f64)),
-        n,
+        mean_length: mean(&lengths),
+        n: greedy.len(),
         samples: k,
-    }
+        pass_at: statistics::ks(k)
+            .into_iter()
+            .map(|k| {
+                let passed = outcomes.pass_at(k);
+                PassAt {
+                    k,
+                    value: mean(&passed),
+                    standard_error: standard_error(&passed),
+                }
+            })
+            .collect(),
+        by_level: Vec::new(),
+        by_subject: Vec::new(),
+    };
+    Evaluated { row, outcomes }
 }
 
-/// 1 if the commonest answer is right; among equally common ones the first to
+/// Results by what `name` says of a problem, in order of the names.
+fn parts(
+    problems: &[Problem],
+    name: impl Fn(&Problem) -> Option<&str>,
+    outcomes: &Outcomes,
+) -> Vec<Part> {
+    let mut named: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
+    for (i, problem) in problems.iter().enumerate() {
+        if let Some(name) = name(problem) {
+            named.entry(name).or_default().push(i);
+        }
+    }
+    let (accuracy, greedy) = (outcomes.accuracy(), as_numbers(&outcomes.greedy));
+    named
+        .into_iter()
+        .map(|(name, own)| {
+            let of = |all: &[f64]| own.iter().map(|&i| all[i]).collect::<Vec<f64>>();
+            let (accuracy, greedy) = (of(&accuracy), of(&greedy));
+            Part {
+                name: name.to_string(),
+                n: own.len(),
+                sampled_accuracy: mean(&accuracy),
+                standard_error: standard_error(&accuracy),
+                greedy_accuracy: mean(&greedy),
+                greedy_standard_error: standard_error(&greedy),
+            }
+        })
+        .collect()
+}
+
+/// Whether the commonest answer is right; among equally common ones the first to
 /// appear counts.
-fn majority(js: &[Judged]) -> f64 {
+fn majority(js: &[Judged]) -> bool {
     let mut counts: HashMap<&str, usize> = HashMap::new();
     for answer in js.iter().filter_map(|j| j.answer.as_deref()) {
         *counts.entry(answer).or_default() += 1;
     }
     let Some(&most) = counts.values().max() else {
-        return 0.0;
+        return false;
     };
     let winner = js
         .iter()
         .find(|j| j.answer.as_deref().is_some_and(|a| counts[a] == most));
-    f64::from(u8::from(winner.is_some_and(|j| j.correct)))
-}
-
-/// 0 for nothing.
-fn mean(values: impl Iterator<Item = f64>) -> f64 {
-    let (sum, n) = values.fold((0.0, 0usize), |(s, n), x| (s + x, n + 1));
-    sum / n.max(1) as f64
-}
-
-/// Standard error of the mean over problems (unbiased variance).
-fn standard_error(values: &[f64]) -> f64 {
-    let n = values.len() as f64;
-    if n < 2.0 {
-        return 0.0;
-    }
-    let m = mean(values.iter().copied());
-    let variance = values.iter().map(|x| (x - m).powi(2)).sum::<f64>() / (n - 1.0);
-    (variance / n).sqrt()
+    winner.is_some_and(|j| j.correct)
 }
 
 /// Rows as a table for people.
@@ -260,7 +380,15 @@ mod tests {
             judged(None, false),
         ];
         let greedy = [judged(Some("5"), true), judged(None, false)];
-        let row = summarise("x", 2, 4, &drawn, &greedy);
+        let Evaluated { row, outcomes } = summarise("x", 4, &drawn, &greedy);
+        assert_eq!(row.n, 2);
+        assert_eq!(outcomes.greedy, [true, false]);
+        assert_eq!(outcomes.majority, [true, false]);
+        let [one, two] = &outcomes.samples[..] else {
+            panic!("two problems")
+        };
+        assert_eq!(one, &[true, false, true, false]);
+        assert_eq!(two, &[false, false, true, false]);
         assert_eq!(row.sampled_accuracy, 0.375);
         assert_eq!(row.greedy_accuracy, 0.5);
         assert_eq!(row.pass_at_k, 1.0);
@@ -269,5 +397,43 @@ mod tests {
         assert_eq!(row.accuracy_given_box, 0.5);
         // Problem accuracies .5 and .25: sd .17678, / sqrt 2.
         assert!((row.standard_error - 0.125).abs() < 1e-12);
+        // pass@2: 1 - C(2,2) / C(4,2) = 5/6 and 1 - C(3,2) / C(4,2) = 1/2.
+        let ks: Vec<usize> = row.pass_at.iter().map(|p| p.k).collect();
+        assert_eq!(ks, [1, 2, 4]);
+        assert!((row.pass_at[1].value - (5.0 / 6.0 + 0.5) / 2.0).abs() < 1e-12);
+        assert_eq!(row.pass_at[0].value, row.sampled_accuracy);
+        assert_eq!(row.pass_at[2].value, row.pass_at_k);
+    }
+
+    #[test]
+    fn parts_are_named_by_the_data() {
+        let problem = |level: Option<&str>| Problem {
+            id: "p".into(),
+            problem: "p".into(),
+            answer: "1".into(),
+            solution: None,
+            level: level.map(String::from),
+            subject: None,
+        };
+        let problems = [Some("2"), Some("1"), None, Some("2")].map(problem);
+        let outcomes = Outcomes {
+            greedy: vec![true, false, true, false],
+            samples: vec![
+                vec![true, true],
+                vec![true, false],
+                vec![false, false],
+                vec![false, false],
+            ],
+            majority: vec![true; 4],
+        };
+        let levels = parts(&problems, |p| p.level.as_deref(), &outcomes);
+        let found: Vec<(&str, usize, f64, f64)> = levels
+            .iter()
+            .map(|p| (&p.name[..], p.n, p.sampled_accuracy, p.greedy_accuracy))
+            .collect();
+        assert_eq!(found, [("1", 1, 0.5, 0.0), ("2", 2, 0.5, 0.5)]);
+        // Accuracies 1 and 0: sd .7071, / sqrt 2.
+        assert!((levels[1].standard_error - 0.5).abs() < 1e-12);
+        assert!(parts(&problems, |p| p.subject.as_deref(), &outcomes).is_empty());
     }
 }

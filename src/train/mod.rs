@@ -1,5 +1,6 @@
 //! Training: one step after another, with everything a run leaves behind.
 
+pub mod arm;
 pub mod checkpoint;
 pub mod durable;
 pub mod evaluate;
@@ -16,4 +17,5 @@ pub mod step;
 pub mod step_metrics;
 pub mod summary;
 pub mod tensorboard;
+pub mod trainer;
 pub mod update;

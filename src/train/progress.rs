@@ -15,6 +15,8 @@ const PLAIN_INTERVAL: Duration = Duration::from_secs(2);
 pub struct StepLine {
     /// Counted from 1.
     pub step: usize,
+    /// In a sweep: arms that have not failed, and all of them.
+    pub arms: Option<(usize, usize)>,
     /// Mean reward of the batch.
     pub reward: f64,
     /// Mean completion length (tokens).
@@ -24,8 +26,12 @@ pub struct StepLine {
 
 impl StepLine {
     fn numbers(&self) -> String {
+        let arms = match self.arms {
+            Some((alive, all)) => format!("{alive}/{all} arms  "),
+            None => String::new(),
+        };
         format!(
-            "reward {:.3}  length {:.1}  {} tok/s",
+            "{arms}reward {:.3}  length {:.1}  {} tok/s",
             self.reward,
             self.length,
             short(self.tokens_per_second)
@@ -194,10 +200,16 @@ mod tests {
     fn a_line_names_its_numbers() {
         let line = StepLine {
             step: 3,
+            arms: None,
             reward: 0.41234,
             length: 38.25,
             tokens_per_second: 1934.0,
         };
         assert_eq!(line.numbers(), "reward 0.412  length 38.2  1.9k tok/s");
+        let line = StepLine {
+            arms: Some((15, 16)),
+            ..line
+        };
+        assert!(line.numbers().starts_with("15/16 arms  reward 0.412"));
     }
 }

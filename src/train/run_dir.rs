@@ -159,13 +159,17 @@ impl RunDir {
     }
 }
 
-fn refuse_used(root: &Path) -> anyhow::Result<()> {
+/// Refuses a folder with anything in it.
+pub(crate) fn refuse_used(root: &Path) -> anyhow::Result<()> {
     let names =
         names_in(root).with_context(|| format!("cannot read the folder {}", root.display()))?;
     if names.is_empty() {
         return Ok(());
     }
-    let hint = if root.join("config.toml").is_file() {
+    let hint = if ["config.toml", "sweep.toml"]
+        .iter()
+        .any(|f| root.join(f).is_file())
+    {
         "add --resume to continue its run, or name another folder"
     } else {
         "name another one"
@@ -179,7 +183,7 @@ fn refuse_used(root: &Path) -> anyhow::Result<()> {
 
 /// Makes `parent/name`, or `parent/name-2` and so on where another run of the
 /// same second has it.
-fn create_named(parent: &Path, name: &str) -> anyhow::Result<PathBuf> {
+pub(crate) fn create_named(parent: &Path, name: &str) -> anyhow::Result<PathBuf> {
     fs::create_dir_all(parent)
         .with_context(|| format!("cannot create the folder {}", parent.display()))?;
     let mut root = parent.join(name);
@@ -199,7 +203,7 @@ fn create_named(parent: &Path, name: &str) -> anyhow::Result<PathBuf> {
 }
 
 /// The time in UTC as `20260131-235959`.
-fn timestamp() -> String {
+pub(crate) fn timestamp() -> String {
     let seconds = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |since| since.as_secs());

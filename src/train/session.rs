@@ -151,7 +151,8 @@ pub struct Demand {
     /// Sequences that may be sampled side by side (0: nothing is sampled).
     pub sampled: usize,
     pub reference_rows: bool,
-    pub training: bool,
+    /// How many of the resident adapters train: the first ones, one after another.
+    pub trained: usize,
     pub tokens_per_batch: usize,
     /// Most KV pages (none: as many as all samples side by side may need). See
     /// [`kv_pages`].
@@ -170,14 +171,8 @@ impl Demand {
     /// The same with so many sequences decoded in one batch at most.
     pub fn capacity_with(&self, layouts: &[AdapterLayout], decode_rows: usize) -> Capacity {
         let copies = 1 + usize::from(self.reference_rows);
-        let context = self.longest_prompt + self.longest_completion;
-        let whole_step =
-            self.step_groups * self.longest_prompt + self.step_sequences * self.longest_completion;
-        let limit = match self.step_sequences {
-            0 => 0,
-            // One sequence must fit whatever the limit says.
-            _ => (self.tokens_per_batch / copies).clamp(context.min(whole_step), whole_step),
-        };
+        let limit = self.policy_rows();
+        let training = self.trained > 0;
         let decode = self.sampled.min(decode_rows.max(self.group));
         // The prompts of all groups that are decoded, or what a forward takes
         // of them.
@@ -188,16 +183,52 @@ impl Demand {
         let pages = self.pages_each() * decode;
         Capacity {
             rows,
-            saved_rows: if self.training { limit } else { 0 },
+            saved_rows: if training { limit } else { 0 },
             // A group cut over batches repeats its prompt.
             segments: (2 * copies * sequences).max(decode),
             pairs: copies * (limit + sequences),
-            grad_pairs: if self.training { limit + sequences } else { 0 },
+            grad_pairs: if training { limit + sequences } else { 0 },
             s_width: widths(layouts),
             pages: self.pages.map_or(pages, |most| most.min(pages)),
             sequences: decode,
-            positions: context,
+            positions: self.longest_prompt + self.longest_completion,
             recompute: false,
+        }
+    }
+
+    /// Most rows under the trained adapter in one batch of the update. With
+    /// reference rows as many of those come on top.
+    pub fn policy_rows(&self) -> usize {
+        let copies = 1 + usize::from(self.reference_rows);
+        let context = self.longest_prompt + self.longest_completion;
+        let whole_step =
+            self.step_groups * self.longest_prompt + self.step_sequences * self.longest_completion;
+        match self.step_sequences {
+            0 => 0,
+            // One sequence must fit whatever the limit says.
+            _ => (self.tokens_per_batch / copies).clamp(context.min(whole_step), whole_step),
+        }
+    }
+
+    /// What adapters need that train together: they sample side by side and
+    /// are updated one after another. With `reference_rows` there are some
+    /// whatever the adapters ask for.
+    pub fn together(each: &[Demand], reference_rows: bool) -> Demand {
+        let reference_rows = reference_rows || each.iter().any(|d| d.reference_rows);
+        let most = |f: fn(&Demand) -> usize| each.iter().map(f).max().unwrap_or(0);
+        Demand {
+            longest_prompt: most(|d| d.longest_prompt),
+            longest_completion: most(|d| d.longest_completion),
+            step_groups: most(|d| d.step_groups),
+            step_sequences: most(|d| d.step_sequences),
+            group: most(|d| d.group),
+            sampled: each.iter().fold(0, |sum, d| sum.saturating_add(d.sampled)),
+            reference_rows,
+            trained: each.iter().map(|d| d.trained).sum(),
+            // An adapter's batches are cut as if it trained alone: those
+            // without reference rows may have twice the rows of the others.
+            tokens_per_batch: (1 + usize::from(reference_rows)) * most(Demand::policy_rows),
+            pages: None,
         }
     }
 
@@ -316,7 +347,7 @@ impl<D: HalfLayers> Session<D> {
         let layouts: Vec<AdapterLayout> = adapters.iter().map(|a| a.layout.clone()).collect();
         demand.check_pages(config)?;
         let capacity = demand.capacity(&layouts);
-        Session::with_capacity(device, config, dir, capacity, demand.training, adapters)
+        Session::with_capacity(device, config, dir, capacity, demand.trained, adapters)
     }
 
     /// The same for batches whose sizes are known.
@@ -325,7 +356,7 @@ impl<D: HalfLayers> Session<D> {
         config: &Config,
         dir: &Path,
         capacity: Capacity,
-        training: bool,
+        trained: usize,
         adapters: Vec<AdapterSource>,
     ) -> Result<Self> {
         let shape = ModelShape::load(dir)?;
@@ -338,7 +369,7 @@ impl<D: HalfLayers> Session<D> {
             &WeightTypes::read(dir, &shape)?,
             &capacity,
             &layouts,
-            training,
+            trained,
             available,
         );
         if let Some(refusal) = available.and_then(|a| plan.refusal(a)) {
@@ -432,7 +463,7 @@ pub fn plan(
     types: &WeightTypes,
     capacity: &Capacity,
     layouts: &[AdapterLayout],
-    training: bool,
+    trained: usize,
     available: Option<u64>,
 ) -> Plan {
     let with = |recompute| {
@@ -440,13 +471,12 @@ pub fn plan(
             recompute,
             ..*capacity
         };
-        Plan::new(kind, types, shape, &capacity, layouts, training)
+        Plan::new(kind, types, shape, &capacity, layouts, trained)
     };
-    let kept = with(training && config.train.gradient_checkpointing == Always);
+    let choice = config.train.gradient_checkpointing;
+    let kept = with(trained > 0 && choice == Always);
     match available {
-        Some(a) if kept.total() > a && training && config.train.gradient_checkpointing == Auto => {
-            with(true)
-        }
+        Some(a) if kept.total() > a && trained > 0 && choice == Auto => with(true),
         _ => kept,
     }
 }

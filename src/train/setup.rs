@@ -89,13 +89,13 @@ pub fn initial_adapter(config: &Config, shape: &ModelShape) -> Result<AdapterSou
 }
 
 /// The update as `config` describes it. With a reference adapter resident,
-/// `reference` is its id.
+/// `reference` is its id. `policy_rows` is [`Demand::policy_rows`].
 pub fn updater(
     config: &Config,
     shape: &ModelShape,
     adapter: AdapterId,
     reference: Option<AdapterId>,
-    max_rows: usize,
+    policy_rows: usize,
 ) -> Result<Updater> {
     let credit = CreditAssigner::new(&config.credit)?;
     credit.hidden().check(shape.num_layers)?;
@@ -110,7 +110,7 @@ pub fn updater(
             false => 1.0,
         },
         max_completion_length: config.rollout.max_completion_length,
-        max_rows,
+        policy_rows,
         dropout: config.lora.dropout,
         skip_zero_advantage: true,
     })
@@ -133,7 +133,7 @@ pub fn training_demand(
         group: config.rollout.group_size.max(config.eval.samples),
         sampled: sequences.max(held_out.saturating_mul(config.eval.samples)),
         reference_rows: wants_reference(credit, config),
-        training: true,
+        trained: 1,
         tokens_per_batch: config.train.tokens_per_batch,
         pages: None,
     }

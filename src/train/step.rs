@@ -1,10 +1,11 @@
 //! One training step's data: sample, judge, compare within groups.
 
+use std::ops::Range;
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, anyhow};
+use anyhow::{Error, Result, anyhow};
 
 use crate::advantage::advantages;
 use crate::config::Config;
@@ -13,7 +14,7 @@ use crate::episode::{AdapterId, Episode, Group, Problem};
 use crate::model::half_layer::HalfLayers;
 use crate::reward::{RewardItem, RewardSet};
 use crate::rng::Purpose;
-use crate::rollout::{Completion, Event, Request};
+use crate::rollout::{Completion, Event, NotFinite, Request, Sampling};
 use crate::tokenizer::Tokenizer;
 use crate::train::session::Session;
 
@@ -24,8 +25,11 @@ pub struct Prompts {
 }
 
 /// A step's groups and how long they took.
+#[derive(Default)]
 pub struct Sampled {
     pub groups: Vec<Group>,
+    /// Where several adapters' rollouts were decoded together, this one's share
+    /// of the time, by tokens. So are the next two.
     pub rollout: Duration,
     /// Of judging, what was left to wait for after the last token.
     pub reward: Duration,
@@ -36,109 +40,151 @@ pub struct Sampled {
     pub tokens: usize,
 }
 
-/// Sample `train.prompts_per_step` groups. With `rollout.refill_zero_variance`,
-/// groups whose rewards are all equal give way to fresh ones for so many more
-/// rounds.
+/// Whose rollout it is: an adapter, and where its run stands.
+pub struct Asker<'a> {
+    pub adapter: AdapterId,
+    pub config: &'a Config,
+    /// Goes on as problems are asked.
+    pub order: DataOrder,
+    /// Steps done.
+    pub step: usize,
+}
+
+/// Context of a rollout's error: which of those who asked (by index) has an
+/// adapter under which logits are no numbers. Without it the others' rollout
+/// would have gone well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Culprit(pub usize);
+
+impl std::fmt::Display for Culprit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("sampling")
+    }
+}
+
+/// Names the culprit of a rollout that failed, where `of` tells whose request
+/// it was.
+pub fn blame(error: Error, of: impl Fn(usize) -> usize) -> Error {
+    match error.downcast_ref::<NotFinite>() {
+        Some(&NotFinite { request, .. }) => error.context(Culprit(of(request))),
+        None => error,
+    }
+}
+
+/// Sample `train.prompts_per_step` groups for everybody who asks, all decoded
+/// together. With `rollout.refill_zero_variance`, groups whose rewards are all
+/// equal give way to fresh ones for so many more rounds. What one gets depends
+/// on its own configuration, adapter and step alone.
+///
+/// # Errors
+/// A rollout that failed, with its [`Culprit`] where there is one.
 pub fn sample_groups<D: HalfLayers>(
     session: &mut Session<D>,
-    config: &Config,
     prompts: &Prompts,
     rewards: &RewardSet,
-    order: &mut DataOrder,
-    adapter: AdapterId,
-    step: usize,
-) -> Result<Sampled> {
-    let wanted = config.train.prompts_per_step;
-    let mut out = Sampled {
-        groups: Vec::new(),
-        rollout: Duration::ZERO,
-        reward: Duration::ZERO,
-        reward_work: Duration::ZERO,
-        timed_out: 0,
-        tokens: 0,
-    };
-    let mut asked: Vec<usize> = Vec::new();
-    for round in 0..=config.rollout.refill_zero_variance {
-        let missing = wanted - out.groups.len();
-        let rows = order.next_batch(missing);
-        let fresh = draw(
-            session, config, prompts, rewards, &rows, &mut asked, adapter, step, &mut out,
-        )?;
-        out.groups.extend(fresh);
-        if round < config.rollout.refill_zero_variance {
-            // Kept in order; what is dropped here is drawn anew next round.
-            let all = std::mem::take(&mut out.groups);
-            let (useful, flat): (Vec<Group>, Vec<Group>) =
-                all.into_iter().partition(|g| !g.zero_variance());
-            out.groups = useful;
-            if flat.is_empty() {
-                break;
+    askers: &mut [Asker],
+) -> Result<Vec<Sampled>> {
+    let mut out: Vec<Sampled> = askers.iter().map(|_| Sampled::default()).collect();
+    // Problems asked so far in this step: one asked again gets fresh sample
+    // indices.
+    let mut asked: Vec<Vec<usize>> = askers.iter().map(|_| Vec::new()).collect();
+    let mut settled = vec![false; askers.len()];
+    for round in 0.. {
+        let mut wanted = Vec::new();
+        for (a, asker) in askers.iter_mut().enumerate().filter(|(a, _)| !settled[*a]) {
+            let missing = asker.config.train.prompts_per_step - out[a].groups.len();
+            for row in asker.order.next_batch(missing) {
+                let before = asked[a].iter().filter(|&&r| r == row).count() as u32;
+                asked[a].push(row);
+                let k = asker.config.rollout.group_size as u32;
+                wanted.push(Wanted {
+                    asker: a,
+                    row,
+                    samples: before * k..(before + 1) * k,
+                });
+            }
+        }
+        if wanted.is_empty() {
+            break;
+        }
+        draw(session, prompts, rewards, askers, &wanted, &mut out)?;
+        for (a, asker) in askers.iter().enumerate() {
+            if round >= asker.config.rollout.refill_zero_variance {
+                settled[a] = true;
+            } else if !settled[a] {
+                // Kept in order; what is dropped here is drawn anew next round.
+                let all = std::mem::take(&mut out[a].groups);
+                let count = all.len();
+                out[a].groups = all.into_iter().filter(|g| !g.zero_variance()).collect();
+                settled[a] = out[a].groups.len() == count;
             }
         }
     }
-    let scores: Vec<Vec<f32>> = out
-        .groups
-        .iter()
-        .map(|g| g.episodes.iter().map(|e| e.reward).collect())
-        .collect();
-    for (group, a) in out
-        .groups
-        .iter_mut()
-        .zip(advantages(&scores, &config.advantage)?)
-    {
-        group.advantages = a;
+    for (sampled, asker) in out.iter_mut().zip(askers.iter()) {
+        let scores: Vec<Vec<f32>> = sampled
+            .groups
+            .iter()
+            .map(|g| g.episodes.iter().map(|e| e.reward).collect())
+            .collect();
+        let all = advantages(&scores, &asker.config.advantage)?;
+        for (group, advantages) in sampled.groups.iter_mut().zip(all) {
+            group.advantages = advantages;
+        }
     }
     Ok(out)
 }
 
+/// Samples of one problem that somebody asks for.
+struct Wanted {
+    asker: usize,
+    row: usize,
+    samples: Range<u32>,
+}
+
 /// Sample and judge some problems: each group is judged on another thread as
-/// soon as it is complete, while the others are still drawn. `asked` are the
-/// problems already asked in this step: one asked again gets fresh sample
-/// indices.
-#[allow(clippy::too_many_arguments)]
+/// soon as it is complete, while the others are still drawn.
 fn draw<D: HalfLayers>(
     session: &mut Session<D>,
-    config: &Config,
     prompts: &Prompts,
     rewards: &RewardSet,
-    rows: &[usize],
-    asked: &mut Vec<usize>,
-    adapter: AdapterId,
-    step: usize,
-    out: &mut Sampled,
-) -> Result<Vec<Group>> {
-    let k = config.rollout.group_size as u32;
+    askers: &[Asker],
+    wanted: &[Wanted],
+    out: &mut [Sampled],
+) -> Result<()> {
     let start = Instant::now();
-    let sampling = Arc::new(session.sampling(config));
+    let sampling: Vec<Arc<Sampling>> = askers
+        .iter()
+        .map(|a| Arc::new(session.sampling(a.config)))
+        .collect();
     let tokenizer = session.tokenizer()?.clone();
     let judge = Judge {
-        adapter,
+        askers,
         prompts,
-        rows,
+        wanted,
         rewards,
         tokenizer: &tokenizer,
     };
     let mut rollout = session.rollout();
-    for &row in rows {
-        let before = asked.iter().filter(|&&r| r == row).count() as u32;
-        asked.push(row);
+    for w in wanted {
+        let asker = &askers[w.asker];
         rollout.submit(Request {
-            adapter: Some(adapter),
-            prompt_ids: prompts.ids[row].clone(),
-            samples: before * k..(before + 1) * k,
-            sampling: sampling.clone(),
-            seed: config.train.seed,
+            adapter: Some(asker.adapter),
+            prompt_ids: prompts.ids[w.row].clone(),
+            samples: w.samples.clone(),
+            sampling: sampling[w.asker].clone(),
+            seed: asker.config.train.seed,
             purpose: Purpose::Rollout,
-            step: step as u64,
-            problem: prompts.problems[row].key(),
+            step: asker.step as u64,
+            problem: prompts.problems[w.row].key(),
         })?;
     }
     let graders = std::thread::available_parallelism().map_or(1, usize::from);
     let (complete, groups) = channel();
     let groups = Mutex::new(groups);
-    let mut judged: Vec<Judged> = Vec::with_capacity(rows.len());
+    let mut judged: Vec<Judged> = Vec::with_capacity(wanted.len());
+    let mut took = [Duration::ZERO; 2];
     std::thread::scope(|scope| -> Result<()> {
-        let graders: Vec<_> = (0..graders.min(rows.len()))
+        let graders: Vec<_> = (0..graders.min(wanted.len()))
             .map(|_| scope.spawn(|| judge.all(&groups)))
             .collect();
         let drawn = rollout.run(&mut |event| match event {
@@ -157,25 +203,34 @@ fn draw<D: HalfLayers>(
             // Where judging failed, the rollout was only told that it did.
             judged.extend(groups.map_err(|_| anyhow!("judging the completions panicked"))??);
         }
-        out.rollout += tail - start;
-        out.reward += tail.elapsed();
-        drawn
+        took = [tail - start, tail.elapsed()];
+        drawn.map_err(|e| blame(e, |request| wanted[request].asker))
     })?;
     judged.sort_by_key(|j| j.request);
-    for j in &judged {
-        let tokens = j.group.episodes.iter().map(|e| e.completion_ids.len());
-        out.tokens += tokens.sum::<usize>();
-        out.timed_out += j.timed_out;
-        out.reward_work += j.work;
+    let mut tokens = vec![0; askers.len()];
+    for j in judged {
+        let asker = wanted[j.request].asker;
+        let lengths = j.group.episodes.iter().map(|e| e.completion_ids.len());
+        tokens[asker] += lengths.sum::<usize>();
+        out[asker].timed_out += j.timed_out;
+        out[asker].reward_work += j.work;
+        out[asker].groups.push(j.group);
     }
-    Ok(judged.into_iter().map(|j| j.group).collect())
+    let all = tokens.iter().sum::<usize>().max(1) as f64;
+    for (sampled, tokens) in out.iter_mut().zip(tokens) {
+        let share = tokens as f64 / all;
+        sampled.rollout += took[0].mul_f64(share);
+        sampled.reward += took[1].mul_f64(share);
+        sampled.tokens += tokens;
+    }
+    Ok(())
 }
 
 /// Turns complete groups into judged ones.
 struct Judge<'a> {
-    adapter: AdapterId,
+    askers: &'a [Asker<'a>],
     prompts: &'a Prompts,
-    rows: &'a [usize],
+    wanted: &'a [Wanted],
     rewards: &'a RewardSet,
     tokenizer: &'a Tokenizer,
 }
@@ -201,7 +256,8 @@ impl Judge<'_> {
 
     fn group(&self, request: usize, completions: Vec<Completion>) -> Result<Judged> {
         let start = Instant::now();
-        let row = self.rows[request];
+        let Wanted { asker, row, .. } = self.wanted[request];
+        let adapter = self.askers[asker].adapter;
         let problem = &self.prompts.problems[row];
         let texts: Vec<String> = completions
             .iter()
@@ -226,7 +282,7 @@ impl Judge<'_> {
                 .zip(texts)
                 .zip(results)
                 .map(|((c, text), result)| Episode {
-                    adapter: Some(self.adapter),
+                    adapter: Some(adapter),
                     sample: c.sample,
                     prompt_ids: self.prompts.ids[row].clone(),
                     completion_ids: c.ids,

@@ -54,7 +54,8 @@ pub struct Updater {
     pub reference: Option<AdapterId>,
     pub temperature: f32,
     pub max_completion_length: usize,
-    pub max_rows: usize,
+    /// Most rows of a batch under the adapter; see [`crate::train::session::Demand::policy_rows`].
+    pub policy_rows: usize,
     pub dropout: f32,
     /// Completions of a group without any advantage cost no forward.
     pub skip_zero_advantage: bool,
@@ -161,7 +162,14 @@ impl Updater {
             residuals,
             training: true,
             dropout: 0.0,
-            max_rows: self.max_rows,
+            max_rows: 0,
+        };
+        // Reference rows mirror the policy's, so that batches are cut in the
+        // same places with them and without.
+        let copies = 1 + usize::from(spec.reference.is_some());
+        let spec = PackSpec {
+            max_rows: copies * self.policy_rows,
+            ..spec
         };
 
         // Dropout would put its noise into every signal: score without it
@@ -189,6 +197,7 @@ impl Updater {
                 reference_logprobs: false,
                 residuals: false,
                 dropout: self.dropout,
+                max_rows: self.policy_rows,
                 ..spec
             },
             false => spec,

@@ -129,18 +129,19 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// For a model of `shape` with these resident adapters, the first of which
-    /// trains if `training`.
+    /// For a model of `shape` with these resident adapters, of which the first
+    /// `trained` train, one after another.
     pub fn new(
         kind: MemoryKind,
         types: &WeightTypes,
         shape: &ModelShape,
         capacity: &Capacity,
         adapters: &[AdapterLayout],
-        training: bool,
+        trained: usize,
     ) -> Plan {
+        let training = trained > 0;
         let mut entries = weights::weights(kind, types, shape, capacity, training);
-        entries.extend(weights::adapters(kind, shape, adapters, training));
+        entries.extend(weights::adapters(kind, shape, adapters, trained));
 
         let buffers = buffers::buffers(shape, capacity, kind.act(), training, kind.overlays());
         let alignment = kind.alignment();

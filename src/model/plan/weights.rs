@@ -170,12 +170,12 @@ pub fn weights(
     out
 }
 
-/// Resident adapters, the first of which trains.
+/// Resident adapters, of which the first `trained` train.
 pub fn adapters(
     kind: MemoryKind,
     shape: &ModelShape,
     layouts: &[AdapterLayout],
-    training: bool,
+    trained: usize,
 ) -> Vec<Entry> {
     let mut out = Vec::new();
     let mut add = |what: String, phases: &'static str, dims: Vec<usize>, dtype: Dtype| {
@@ -219,9 +219,18 @@ pub fn adapters(
                 );
             }
         }
-        if training && i == 0 {
-            add("gradients".into(), "update", vec![n], Dtype::F32);
-            add("AdamW moments".into(), "update", vec![2, n], Dtype::F32);
+        if i < trained {
+            let of = match trained {
+                1 => String::new(),
+                _ => format!("adapter {i}: "),
+            };
+            add(format!("{of}gradients"), "update", vec![n], Dtype::F32);
+            add(
+                format!("{of}AdamW moments"),
+                "update",
+                vec![2, n],
+                Dtype::F32,
+            );
         }
     }
     out

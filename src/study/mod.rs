@@ -1,0 +1,9 @@
+//! Studies: many adapters trained side by side, and what may be concluded.
+
+pub mod arms;
+pub mod comparison;
+pub mod inspect;
+pub mod record;
+pub mod statistics;
+pub mod sweep;
+pub mod table;
