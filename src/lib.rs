@@ -33,4 +33,6 @@ pub mod loss;
 
 pub mod train;
 
+pub mod study;
+
 pub mod cli;

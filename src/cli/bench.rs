@@ -214,9 +214,11 @@ impl<D: HalfLayers> Bed<D> {
         }
         let layout = adapters.first().map(|a| a.layout.clone());
         let mut max_rows = 0;
-        let credit = updater(config, &shape, POLICY, None, max_rows)?.credit;
+        let Updater {
+            credit, contrast, ..
+        } = updater(config, &shape, POLICY, None, max_rows)?;
         let demand = Demand {
-            longest_prompt: w.prompt_length,
+            longest_prompt: w.prompt_length.max(contrast.len()),
             longest_completion: w.new_tokens,
             step_groups: if training { w.prompts } else { 0 },
             step_sequences: if training { w.sequences() } else { 0 },
@@ -226,6 +228,7 @@ impl<D: HalfLayers> Bed<D> {
                 _ => w.sequences(),
             },
             reference_rows: wants_reference(&credit, config),
+            contrast_rows: !contrast.is_empty(),
             training,
             tokens_per_batch: config.train.tokens_per_batch,
             pages: kv_pages(config, &shape, device.memory_kind())?,

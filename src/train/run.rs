@@ -9,7 +9,7 @@ use serde_json::json;
 use crate::advantage;
 use crate::cli::Outcome;
 use crate::config::{Config, LossType, UsageError};
-use crate::credit::CreditAssigner;
+use crate::credit::{CreditAssigner, TokenClasses};
 use crate::data::DataOrder;
 use crate::episode::{AdapterId, FinishReason, Group};
 use crate::model::batch::Batch;
@@ -29,9 +29,13 @@ use crate::train::run_dir::{RunDir, replace_dir, write_atomic};
 use crate::train::session::{
     AdapterSource, Demand, OnDevice, Session, kv_pages, model_dir, on_device,
 };
-use crate::train::setup::{data_path, initial_adapter, load_prompts, training_demand, updater};
+use crate::train::setup::{
+    contrast_prompt, data_path, initial_adapter, load_prompts, training_demand, updater,
+};
 use crate::train::step::{Prompts, sample_groups};
-use crate::train::step_metrics::{completion_tokens, rollout_metrics, trace, update_metrics};
+use crate::train::step_metrics::{
+    CreditReport, completion_tokens, rollout_metrics, trace, update_metrics,
+};
 use crate::train::summary::{report, summary};
 use crate::train::tensorboard::EventWriter;
 use crate::train::update::{SequenceState, TrainGroup, TrainSequence, UpdateStats, Updater};
@@ -89,7 +93,7 @@ struct Trainer<D: HalfLayers> {
     events: Option<EventWriter>,
     progress: Progress,
     interrupt: Interrupt,
-    noise_floor: f64,
+    credit_report: CreditReport,
     quiet: bool,
 }
 
@@ -161,7 +165,9 @@ impl<D: HalfLayers> Trainer<D> {
         }
         let layout = adapters[0].layout.clone();
         let longest = |p: &Prompts| p.ids.iter().map(Vec::len).max().unwrap_or(0);
-        let longest_prompt = longest(&prompts).max(longest(&held_out));
+        let longest_prompt = longest(&prompts)
+            .max(longest(&held_out))
+            .max(contrast_prompt(&config, &credit)?.len());
         let demand = Demand {
             pages: kv_pages(&config, &shape, device.memory_kind())?,
             ..training_demand(&config, &credit, longest_prompt, held_out.problems.len())
@@ -219,6 +225,7 @@ impl<D: HalfLayers> Trainer<D> {
         for report in reports.iter().filter(|r| !r.trim_end().ends_with(':')) {
             progress.message(report.trim_end());
         }
+        let classes = TokenClasses::new(trainer_session.tokenizer()?.clone());
         Ok(Trainer {
             session: trainer_session,
             optimizer,
@@ -233,7 +240,7 @@ impl<D: HalfLayers> Trainer<D> {
             events,
             progress,
             interrupt: Interrupt::install()?,
-            noise_floor: 0.0,
+            credit_report: CreditReport::new(classes),
             config,
             quiet,
         })
@@ -270,7 +277,7 @@ impl<D: HalfLayers> Trainer<D> {
         let probe = &self.prompts.ids[0];
         let mut batch = Batch::default();
         batch.push_segment(probe, &[], self.updater.reference);
-        self.noise_floor = self.session.engine.noise_floor(batch)?;
+        self.credit_report.noise_floor = self.session.engine.noise_floor(batch)?;
         Ok(())
     }
 
@@ -306,6 +313,14 @@ impl<D: HalfLayers> Trainer<D> {
         let mut metrics = Metrics::new();
         rollout_metrics(&mut metrics, &sampled, &self.rewards.names(), &self.config);
         let states = self.update(&sampled.groups, step, &mut metrics)?;
+        let credit = &self.updater.credit;
+        let warnings =
+            self.credit_report
+                .step(&mut metrics, credit, step, &sampled.groups, &states);
+        for warning in warnings {
+            self.progress
+                .warning(&format!("step {}: {warning}", step + 1));
+        }
 
         let seconds = start.elapsed().as_secs_f64();
         let tokens: usize = completion_tokens(&sampled.groups);
@@ -321,7 +336,6 @@ impl<D: HalfLayers> Trainer<D> {
         if let Some(peak) = peak_memory() {
             metrics.set("perf/peak_bytes", peak as f64);
         }
-        metrics.set("credit/residual_noise_floor", self.noise_floor);
         self.write_completions(&sampled.groups, &states, self.state.step)?;
 
         let every = self.config.train.eval_every;

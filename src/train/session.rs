@@ -150,6 +150,9 @@ pub struct Demand {
     /// Sequences that may be sampled side by side (0: nothing is sampled).
     pub sampled: usize,
     pub reference_rows: bool,
+    /// Completions are scored under a contrast prompt too (no longer than
+    /// `longest_prompt`).
+    pub contrast_rows: bool,
     pub training: bool,
     pub tokens_per_batch: usize,
     /// Most KV pages (none: as many as all samples side by side may need). See
@@ -168,21 +171,23 @@ impl Demand {
 
     /// The same with so many sequences decoded in one batch at most.
     pub fn capacity_with(&self, layouts: &[AdapterLayout], decode_rows: usize) -> Capacity {
-        let copies = 1 + usize::from(self.reference_rows);
+        let copies = 1 + usize::from(self.reference_rows) + usize::from(self.contrast_rows);
+        let contrast = usize::from(self.contrast_rows) * self.longest_prompt;
         let context = self.longest_prompt + self.longest_completion;
         let whole_step =
             self.step_groups * self.longest_prompt + self.step_sequences * self.longest_completion;
         let limit = match self.step_sequences {
             0 => 0,
             // One sequence must fit whatever the limit says.
-            _ => (self.tokens_per_batch / copies).clamp(context.min(whole_step), whole_step),
+            _ => (self.tokens_per_batch.saturating_sub(contrast) / copies)
+                .clamp(context.min(whole_step), whole_step),
         };
         let decode = self.sampled.min(decode_rows.max(self.group));
         // The prompts of all groups that are decoded, or what a forward takes
         // of them.
         let groups = self.sampled.div_ceil(self.group.max(1)).min(decode);
         let prefill = (groups * self.longest_prompt).min(PREFILL_ROWS);
-        let rows = (limit * copies).max(decode + prefill);
+        let rows = (limit * copies + contrast).max(decode + prefill);
         let sequences = self.step_sequences + self.step_groups;
         let pages = self.pages_each() * decode;
         Capacity {
