@@ -103,4 +103,9 @@ pub struct TokenSignals {
     pub reference_logprobs: Vec<f32>,
     /// ||h_on - h_off||_2 of the state that predicts y_t.
     pub residuals: Vec<f32>,
+    /// log pi(y_t) with the contrast prompt in place of the prompt.
+    pub contrast_logprobs: Vec<f32>,
+    /// The states that predict the tokens, post-norm, `[tokens, hidden]`. Large:
+    /// the update drops them once the weights are there.
+    pub states: Vec<f32>,
 }

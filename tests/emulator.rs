@@ -214,7 +214,7 @@ fn inspect(bench: &Bench, device: &str, input: &str) -> Vec<Value> {
         ])
         .args([
             "--method",
-            "surprisal,arca",
+            "surprisal,arca,k3,gradient_norm,contrast,delta",
             "--adapter",
             "emulated/adapter",
         ])

@@ -3,6 +3,7 @@
 mod checkpoints;
 mod cli;
 mod common;
+mod credit;
 mod docs;
 mod emulator;
 mod fake_gpu;

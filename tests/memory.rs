@@ -51,6 +51,7 @@ fn open<D: HalfLayers>(device: D) -> Small<D> {
         group: 2,
         sampled: 4,
         reference_rows: true,
+        contrast_rows: false,
         trained: 1,
         tokens_per_batch: 64,
         pages: None,
@@ -113,9 +114,10 @@ impl<D: HalfLayers> Small<D> {
             reference: Some(None),
             reference_logprobs: true,
             residuals: false,
+            contrast: None,
             training: true,
             dropout: 0.0,
-            max_rows: engine.capacity.rows,
+            policy_rows: engine.capacity.saved_rows,
         };
         let mut logprobs = Vec::new();
         for packed in pack(&groups, &spec).unwrap() {
@@ -271,6 +273,7 @@ fn large(kind: MemoryKind, tokens_per_batch: usize, training: bool) -> Plan {
         group: 8,
         sampled: 128,
         reference_rows: true,
+        contrast_rows: false,
         trained: usize::from(training),
         tokens_per_batch,
         pages: None,

@@ -34,6 +34,7 @@ const ALWAYS: &[&str] = &[
     "time/forward",
     "time/backward",
     "time/optimizer",
+    "time/diagnostics",
 ];
 
 /// What is measured where anything is scored.
@@ -45,6 +46,17 @@ const SCORED: &[&str] = &[
     "credit/effective_token_ratio",
     "credit/max_weight",
     "credit/uniform_fallback_frac",
+    "credit/alarm",
+    "credit/top_token_entropy",
+    "credit/position/decile_0",
+    "credit/position/decile_9",
+    "credit/position/first",
+    "credit/position/last",
+    "credit/class/digits",
+    "credit/class/operators",
+    "credit/class/words",
+    "credit/class/box",
+    "credit/class/other",
 ];
 
 /// So that every step has a group to learn from, and every row is scored.
@@ -84,10 +96,25 @@ fn every_credit_method_trains() {
         let gini = run.series("credit/gini");
         let ratio = run.series("credit/effective_token_ratio");
         let fallback = run.series("credit/uniform_fallback_frac");
+        // Weights are shares: of the deciles, and of the classes.
+        for (step, row) in run.metrics().iter().enumerate() {
+            for prefix in ["credit/position/decile_", "credit/class/"] {
+                let parts = row.iter().filter(|(key, _)| key.starts_with(prefix));
+                let sum: f64 = parts.map(|(_, value)| value.as_f64().unwrap()).sum();
+                assert!((sum - 1.0).abs() < 1e-9, "{name}: {prefix} {sum}");
+            }
+            let told = row.keys().filter(|k| k.starts_with("credit/correlation/"));
+            let told: Vec<&String> = told.collect();
+            match name {
+                "uniform" => assert!(told.is_empty() && row["credit/alarm"] == 0.0),
+                "divergence" | "arca" | "k3" if step == 0 => assert!(told.is_empty()),
+                _ => assert!(!told.is_empty(), "{name}"),
+            }
+        }
         match name {
             "uniform" => assert_eq!((gini, ratio), (vec![0.0; 2], vec![1.0; 2])),
             // With B = 0 the adapter changes nothing before the first step.
-            "divergence" | "arca" => {
+            "divergence" | "arca" | "k3" => {
                 assert_eq!((gini[0], ratio[0], fallback[0]), (0.0, 1.0, 1.0));
                 assert!(
                     gini[1] > 0.0 && ratio[1] < 1.0 && fallback[1] == 0.0,

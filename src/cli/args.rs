@@ -219,7 +219,7 @@ pub struct InspectArgs {
     /// Rows with `prompt` and `completion`, or `prompt_ids` and `completion_ids`
     #[arg(long, value_name = "FILE.jsonl")]
     pub input: PathBuf,
-    /// Credit methods to show [default: credit.method]
+    /// Credit methods to show, or all [default: credit.method]
     #[arg(long, value_name = "NAME", num_args = 1.., value_delimiter = ',')]
     pub method: Vec<String>,
     /// Temperature of the log-probs [config: rollout.temperature]
@@ -234,6 +234,12 @@ pub struct InspectArgs {
     /// Write one JSON object per row (- is standard output)
     #[arg(long, value_name = "OUT.jsonl")]
     pub json: Option<PathBuf>,
+    /// Write one page with a heat map per method
+    #[arg(long, value_name = "OUT.html")]
+    pub html: Option<PathBuf>,
+    /// Also show the numbers, one line per token
+    #[arg(long, conflicts_with_all = ["json", "html"])]
+    pub table: bool,
     #[command(flatten)]
     pub config: ReadConfigArgs,
 }

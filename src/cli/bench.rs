@@ -23,7 +23,7 @@ use crate::rng::{Purpose, Stream};
 use crate::rollout::{Completion, Event, Request, Sampling};
 use crate::train::optimizer::Optimizer;
 use crate::train::session::{Demand, OnDevice, Session, kv_pages, model_dir, on_device};
-use crate::train::setup::{initial_adapter, updater, wants_reference};
+use crate::train::setup::{contrast_prompt, initial_adapter, updater, wants_reference};
 use crate::train::update::{SequenceState, TrainGroup, TrainSequence, Updater};
 
 const POLICY: AdapterId = AdapterId(0);
@@ -216,8 +216,9 @@ impl<D: HalfLayers> Bed<D> {
         }
         let layout = adapters.first().map(|a| a.layout.clone());
         let credit = CreditAssigner::new(&config.credit)?;
+        let contrast = contrast_prompt(config, &credit)?;
         let demand = Demand {
-            longest_prompt: w.prompt_length,
+            longest_prompt: w.prompt_length.max(contrast.len()),
             longest_completion: w.new_tokens,
             step_groups: if training { w.prompts } else { 0 },
             step_sequences: if training { w.sequences() } else { 0 },
@@ -227,6 +228,7 @@ impl<D: HalfLayers> Bed<D> {
                 _ => w.sequences(),
             },
             reference_rows: wants_reference(&credit, config),
+            contrast_rows: !contrast.is_empty(),
             trained: usize::from(training),
             tokens_per_batch: config.train.tokens_per_batch,
             pages: kv_pages(config, &shape, device.memory_kind())?,

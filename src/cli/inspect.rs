@@ -1,20 +1,22 @@
-//! `arca inspect`: each token's log-prob, entropy, residual and credit.
+//! `arca inspect`: each token's log-prob, entropy, residual and credit, all
+//! methods side by side.
 
 use std::io::IsTerminal;
 
 use anyhow::{Context, Result, ensure};
-use serde_json::{Map, Value, json};
 
 use super::Outcome;
 use super::args::InspectArgs;
 use super::rows::read_rows;
 use crate::config::{Config, UsageError};
-use crate::credit::{Concentration, Credit, CreditAssigner, TokenWeights, method};
-use crate::episode::{AdapterId, TokenSignals};
+use crate::credit::{Concentration, CreditAssigner};
+use crate::episode::AdapterId;
 use crate::model::config::ModelShape;
 use crate::model::half_layer::HalfLayers;
+use crate::study::bands::{self, Screen};
+use crate::study::heatmap::{self, HeatMethod, HeatToken};
+use crate::study::inspect::{InspectRow, Inspected, Inspection, methods};
 use crate::tokenizer::Tokenizer;
-use crate::train::packing::{PackGroup, PackSpec, pack};
 use crate::train::session::{AdapterSource, OnDevice, Session, capacity_of, model_dir, on_device};
 
 /// Runs the verb.
@@ -22,7 +24,7 @@ pub fn run(args: InspectArgs) -> Result<Outcome> {
     let config = args.load()?;
     on_device(
         &config,
-        Inspection {
+        Verb {
             config: &config,
             args: &args,
         },
@@ -30,27 +32,18 @@ pub fn run(args: InspectArgs) -> Result<Outcome> {
     Ok(Outcome::Done)
 }
 
-struct Inspection<'a> {
+struct Verb<'a> {
     config: &'a Config,
     args: &'a InspectArgs,
 }
 
-impl OnDevice for Inspection<'_> {
+impl OnDevice for Verb<'_> {
     type Output = ();
 
     fn run<D: HalfLayers>(self, device: D) -> Result<()> {
         let (config, args) = (self.config, self.args);
         let usage = |e: anyhow::Error| UsageError::new(format!("{e:#}"));
         let credit = CreditAssigner::new(&config.credit).map_err(usage)?;
-        let methods: Vec<&'static dyn Credit> = match args.method.is_empty() {
-            true => vec![credit.method()],
-            false => args
-                .method
-                .iter()
-                .map(|name| method(name).context("--method"))
-                .collect::<Result<_>>()
-                .map_err(usage)?,
-        };
         let dir = model_dir(config)?;
         let shape = ModelShape::load(&dir)?;
         credit.hidden().check(shape.num_layers).map_err(usage)?;
@@ -58,22 +51,29 @@ impl OnDevice for Inspection<'_> {
             true => Some(Tokenizer::load(&dir)?),
             false => None,
         };
-        let rows = read_rows(&args.input)?;
-        let mut texts = Vec::new();
-        for row in &rows {
+        let names = match args.method.is_empty() {
+            true => vec![credit.method().name().to_string()],
+            false => args.method.clone(),
+        };
+        let methods = methods(&names, tokenizer.is_some())
+            .context("--method")
+            .map_err(usage)?;
+
+        let mut rows = Vec::new();
+        let mut places = Vec::new();
+        for row in read_rows(&args.input)? {
             let prompt = row.ids("prompt", tokenizer.as_ref())?;
             let completion = row.ids("completion", tokenizer.as_ref())?;
-            ensure!(
-                !prompt.is_empty(),
-                "{}: the prompt has no tokens",
-                row.place
-            );
-            ensure!(
-                !completion.is_empty(),
-                "{}: the completion has no tokens",
-                row.place
-            );
-            texts.push((prompt, completion));
+            for (what, ids) in [("prompt", &prompt), ("completion", &completion)] {
+                ensure!(!ids.is_empty(), "{}: the {what} has no tokens", row.place);
+            }
+            rows.push(InspectRow {
+                prompt,
+                completion,
+                reward: row.number("reward")?,
+                advantage: row.number("advantage")?,
+            });
+            places.push(row.place);
         }
 
         let mut adapters = Vec::new();
@@ -86,160 +86,107 @@ impl OnDevice for Inspection<'_> {
             }
         }
         let policy = args.adapter.as_ref().map(|_| AdapterId(0));
-        let reference = config
-            .reference
-            .adapter
-            .as_ref()
-            .map(|_| AdapterId(adapters.len() as u32 - 1));
-        let groups: Vec<PackGroup> = texts
-            .iter()
-            .enumerate()
-            .map(|(i, (prompt, completion))| PackGroup {
-                prompt,
-                completions: vec![(i, completion)],
-                key: 0,
-            })
-            .collect();
-        let spec = PackSpec {
-            policy,
-            reference: Some(reference),
-            reference_logprobs: true,
-            residuals: true,
-            training: false,
-            dropout: 0.0,
-            max_rows: config.train.tokens_per_batch,
-        };
-        let batches = pack(&groups, &spec)?;
+        let last = adapters.len().saturating_sub(1) as u32;
+        let reference = config.reference.adapter.as_ref().map(|_| AdapterId(last));
+        let inspection = Inspection::new(config, methods, policy, reference, tokenizer.as_ref())?;
         let layouts: Vec<_> = adapters.iter().map(|a| a.layout.clone()).collect();
-        let capacity = capacity_of(&batches, &layouts);
+        let capacity = capacity_of(&inspection.pack(&rows)?, &layouts);
         let mut session = Session::with_capacity(device, config, &dir, capacity, 0, adapters)?;
+        let inspected = inspection.run(&mut session.engine, &rows)?;
 
-        let temperature = match config.rollout.temperature > 0.0 {
-            true => config.rollout.temperature,
-            false => 1.0,
-        };
-        let colour = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-        let mut out = String::new();
-        for packed in batches {
-            let result = session.engine.run_packed(
-                packed.batch,
-                temperature,
-                false,
-                Some(credit.hidden()),
-            )?;
-            for p in packed.sequences {
-                let signals = TokenSignals {
-                    logprobs: result.logprobs[p.policy.clone()].to_vec(),
-                    entropies: result.entropies[p.policy].to_vec(),
-                    reference_logprobs: result.logprobs[p.reference].to_vec(),
-                    residuals: result.residuals[p.residuals].to_vec(),
-                };
-                let weights: Vec<(&str, TokenWeights)> = methods
-                    .iter()
-                    .map(|m| {
-                        let assigner = credit.with_method(*m);
-                        // Beyond any warm-up: what the method itself says.
-                        let weights = assigner.weights(&signals, usize::MAX);
-                        Ok((
-                            m.name(),
-                            weights.with_context(|| rows[p.index].place.clone())?,
-                        ))
-                    })
-                    .collect::<Result<_>>()?;
-                let (prompt, completion) = &texts[p.index];
-                if args.json.is_some() {
-                    out += &row_json(prompt, completion, &signals, &weights).to_string();
-                    out.push('\n');
-                } else {
-                    out += &row_text(
-                        &rows[p.index].place,
-                        completion,
-                        &signals,
-                        &weights,
-                        tokenizer.as_ref(),
-                        colour,
-                    )?;
-                }
+        let tokenizer = tokenizer.as_ref();
+        if let Some(path) = &args.json {
+            let mut out = String::new();
+            for one in &inspected {
+                out += &one.json(tokenizer)?.to_string();
+                out.push('\n');
             }
+            super::write_output(path, &out)?;
         }
-        match &args.json {
-            Some(path) => super::write_output(path, &out),
-            None => super::print(&out),
+        if let Some(path) = &args.html {
+            super::write_output(path, &html(&inspected, &places, tokenizer)?)?;
         }
-    }
-}
-
-pub(crate) fn row_json(
-    prompt: &[u32],
-    completion: &[u32],
-    s: &TokenSignals,
-    weights: &[(&str, TokenWeights)],
-) -> Value {
-    let mut by_method = Map::new();
-    let mut diagnostics = Map::new();
-    for (name, w) in weights {
-        by_method.insert(name.to_string(), json!(w.weights));
-        if let Some(c) = Concentration::of(&w.weights) {
-            diagnostics.insert(
-                name.to_string(),
-                json!({
-                    "gini": c.gini,
-                    "effective_token_ratio": c.effective_token_ratio,
-                    "max_weight": c.max_weight,
-                    "fallback": w.fallback,
-                }),
-            );
-        }
-    }
-    json!({
-        "prompt_ids": prompt,
-        "completion_ids": completion,
-        "logprobs": s.logprobs,
-        "entropies": s.entropies,
-        "reference_logprobs": s.reference_logprobs,
-        "residuals": s.residuals,
-        "weights": by_method,
-        "diagnostics": diagnostics,
-    })
-}
-
-/// A table for people, one line per token, its text shaded by weight.
-fn row_text(
-    place: &str,
-    completion: &[u32],
-    s: &TokenSignals,
-    weights: &[(&str, TokenWeights)],
-    tokenizer: Option<&Tokenizer>,
-    colour: bool,
-) -> Result<String> {
-    let token = |id: u32| match tokenizer.and_then(|t| t.token_bytes(id)) {
-        Some(bytes) => format!("{:?}", String::from_utf8_lossy(&bytes)),
-        None => id.to_string(),
-    };
-    let mut out = format!("{place}, {} tokens\n", completion.len());
-    for (name, w) in weights {
-        if let Some(c) = Concentration::of(&w.weights) {
-            let fallback = if w.fallback {
-                ", fell back to uniform"
-            } else {
-                ""
+        if args.json.is_none() && args.html.is_none() {
+            let screen = Screen {
+                width: columns(),
+                colour: std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none(),
             };
-            out += &format!(
-                "  {name}: gini {:.3}, effective tokens {:.3}, largest weight {:.3}{fallback}\n",
-                c.gini, c.effective_token_ratio, c.max_weight
-            );
+            let mut out = bands::legend(screen.colour);
+            for (one, place) in inspected.iter().zip(&places) {
+                out += &row_text(one, place, tokenizer, screen, args.table);
+            }
+            super::print(&out)?;
         }
+        Ok(())
     }
-    out += &format!(
+}
+
+/// Columns of the terminal; COLUMNS goes first, 100 where nothing is known.
+fn columns() -> usize {
+    let given = std::env::var("COLUMNS").ok().and_then(|c| c.parse().ok());
+    let known = || {
+        console::Term::stdout()
+            .size_checked()
+            .map(|(_, c)| c.into())
+    };
+    given.or_else(known).filter(|&c| c > 0).unwrap_or(100)
+}
+
+fn caption(one: &Inspected, at: usize) -> String {
+    let weights = &one.weights[at].1;
+    let Some(c) = Concentration::of(&weights.weights) else {
+        return String::new();
+    };
+    let fallback = match weights.fallback {
+        true => " · fell back to uniform",
+        false => "",
+    };
+    format!(
+        "Gini {:.3} · effective tokens {:.3} · largest {:.3}{fallback}",
+        c.gini, c.effective_token_ratio, c.max_weight
+    )
+}
+
+fn row_text(
+    one: &Inspected,
+    place: &str,
+    tokenizer: Option<&Tokenizer>,
+    screen: Screen,
+    table: bool,
+) -> String {
+    let tokens = one.tokens(tokenizer);
+    let mut out = format!("\n{place}, {} tokens\n", tokens.len());
+    let widest = one.weights.iter().map(|(name, _)| name.len()).max();
+    let widest = widest.unwrap_or(0) + 2;
+    for (m, (name, _)) in one.weights.iter().enumerate() {
+        out += &format!("{name:widest$}{}\n", caption(one, m));
+    }
+    out.push('\n');
+    let methods: Vec<(&str, &[f64])> = one
+        .weights
+        .iter()
+        .map(|(name, w)| (*name, &w.weights[..]))
+        .collect();
+    out += &bands::bands(&tokens, &methods, screen);
+    if table {
+        out += &numbers(one, &tokens);
+    }
+    out
+}
+
+/// One line per token.
+fn numbers(one: &Inspected, tokens: &[String]) -> String {
+    let s = &one.signals;
+    let mut out = format!(
         "{:>5}  {:<18} {:>9} {:>8} {:>9} {:>9}",
         "", "token", "log-prob", "entropy", "ref", "residual"
     );
-    for (name, _) in weights {
-        out += &format!(" {name:>18}");
+    for (name, _) in &one.weights {
+        out += &format!(" {name:>10}");
     }
     out.push('\n');
-    for (t, &id) in completion.iter().enumerate() {
-        let mut text = token(id);
+    for (t, token) in tokens.iter().enumerate() {
+        let mut text = format!("{token:?}");
         if text.chars().count() > 18 {
             text = text.chars().take(17).chain(['…']).collect();
         }
@@ -247,20 +194,69 @@ fn row_text(
             "{t:>5}  {text:<18} {:>9.4} {:>8.4} {:>9.4} {:>9.4}",
             s.logprobs[t], s.entropies[t], s.reference_logprobs[t], s.residuals[t]
         );
-        for (_, w) in weights {
-            let share = w.weights[t];
-            // Relative to uniform: 1 is white, more is red.
-            let heat = (share * completion.len() as f64 / 4.0).min(1.0);
-            let cell = format!("{share:>18.4}");
-            out += &match colour {
-                true => {
-                    let fade = (255.0 * (1.0 - heat)) as u8;
-                    format!(" \x1b[48;2;255;{fade};{fade}m\x1b[38;2;0;0;0m{cell}\x1b[0m")
-                }
-                false => format!(" {cell}"),
-            };
+        for (name, w) in &one.weights {
+            let width = name.len().max(10);
+            out += &format!(" {:>width$.4}", w.weights[t]);
         }
         out.push('\n');
     }
-    Ok(out)
+    out
+}
+
+/// One self-contained page of all rows.
+fn html(
+    inspected: &[Inspected],
+    places: &[String],
+    tokenizer: Option<&Tokenizer>,
+) -> Result<String> {
+    let mut body = heatmap::legend();
+    for (one, place) in inspected.iter().zip(places) {
+        let s = &one.signals;
+        let tokens: Vec<HeatToken> = one
+            .tokens(tokenizer)
+            .into_iter()
+            .enumerate()
+            .map(|(t, text)| HeatToken {
+                text,
+                facts: [
+                    ("log-prob", &s.logprobs),
+                    ("entropy", &s.entropies),
+                    ("reference log-prob", &s.reference_logprobs),
+                    ("residual", &s.residuals),
+                    ("contrast log-prob", &s.contrast_logprobs),
+                ]
+                .into_iter()
+                .filter_map(|(name, values)| Some((name, f64::from(*values.get(t)?))))
+                .collect(),
+            })
+            .collect();
+        let methods: Vec<HeatMethod> = one
+            .weights
+            .iter()
+            .enumerate()
+            .map(|(m, (name, w))| HeatMethod {
+                name,
+                caption: caption(one, m),
+                weights: &w.weights,
+            })
+            .collect();
+        let reward = one
+            .row
+            .reward
+            .map_or(String::new(), |r| format!(", reward {r}"));
+        body += &format!(
+            "<h2>{}, {} tokens{reward}</h2>\n",
+            heatmap::escape(place),
+            tokens.len()
+        );
+        if let Some(tokenizer) = tokenizer {
+            let prompt = tokenizer.decode(&one.row.prompt, false)?;
+            body += &format!(
+                "<p class=\"prompt\">{}</p>\n",
+                heatmap::escape(prompt.trim_end())
+            );
+        }
+        body += &heatmap::fragment(&tokens, &methods);
+    }
+    Ok(heatmap::page("Token credit side by side", &body))
 }

@@ -19,7 +19,7 @@ use crate::model::plan::peak_memory;
 use crate::rng::{Purpose, stream_key};
 use crate::train::optimizer::{Optimizer, load_moments, save_moments};
 use crate::train::session::{AdapterSource, Demand, OnDevice, Session, model_dir, on_device};
-use crate::train::setup::{initial_adapter, updater, wants_reference};
+use crate::train::setup::{contrast_prompt, initial_adapter, updater, wants_reference};
 use crate::train::update::{SequenceState, TrainGroup, TrainSequence};
 
 /// Runs the verb.
@@ -127,13 +127,15 @@ impl OnDevice for Replay<'_> {
             reference = Some(AdapterId(1));
         }
         let groups = groups(&given, config);
+        let contrast = contrast_prompt(config, &credit)?;
         let longest = |f: &dyn Fn(&Given) -> usize| given.iter().map(f).max().unwrap_or(0);
         let demand = Demand {
-            longest_prompt: longest(&|g| g.prompt.len()),
+            longest_prompt: longest(&|g| g.prompt.len()).max(contrast.len()),
             longest_completion: longest(&|g| g.completion.len()),
             step_groups: groups.len(),
             step_sequences: given.len(),
             reference_rows: wants_reference(&credit, config),
+            contrast_rows: !contrast.is_empty(),
             trained: 1,
             tokens_per_batch: config.train.tokens_per_batch,
             ..Demand::default()

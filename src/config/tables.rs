@@ -265,7 +265,7 @@ impl Default for AdvantageConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct CreditConfig {
-    /// uniform, surprisal, entropy_reduction, divergence, arca.
+    /// A name of the table in `docs/credit.md`.
     pub method: String,
     /// Scores are raised to this power: 1 is the paper's formula, 2 what its runs did.
     pub exponent: f32,
@@ -275,6 +275,10 @@ pub struct CreditConfig {
     pub hidden: String,
     /// lambda of lambda * uniform + (1 - lambda) * method.
     pub mix: f32,
+    /// Share of tokens that entropy_quantile keeps.
+    pub quantile: f32,
+    /// What stands in the problem's place in contrast's other prompt.
+    pub contrast_prompt: String,
     /// Steps of uniform credit at the start.
     pub warmup_steps: usize,
     /// Every so many steps all rows are scored for the diagnostics (0 = never).
@@ -289,6 +293,8 @@ impl Default for CreditConfig {
             epsilon: 1e-8,
             hidden: "post-norm".into(),
             mix: 0.0,
+            quantile: 0.2,
+            contrast_prompt: String::new(),
             warmup_steps: 0,
             probe_every: 10,
         }

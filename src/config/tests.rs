@@ -266,6 +266,8 @@ fn ranges_are_kept() {
         "credit.exponent=0",
         "credit.epsilon=-1",
         "credit.mix=1.5",
+        "credit.quantile=0",
+        "credit.quantile=1.1",
         "credit.hidden=layer:x",
         "credit.hidden=layer:N",
         "loss.epsilon=-0.1",

@@ -266,6 +266,12 @@ impl CreditConfig {
         )?;
         require_in(0.0.., "credit.epsilon", self.epsilon, "must be 0 or more")?;
         require_in(0.0..=1.0, "credit.mix", self.mix, "must be from 0 to 1")?;
+        require_in(
+            f32::MIN_POSITIVE..=1.0,
+            "credit.quantile",
+            self.quantile,
+            "must be above 0 and at most 1",
+        )?;
         let layer = self.hidden.strip_prefix("layer:");
         if layer.is_none_or(|index| index.parse::<usize>().is_err()) {
             check_name(

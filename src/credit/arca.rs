@@ -5,7 +5,7 @@
 //! Which state h is (`credit.hidden`) is the scoring pass's business; the norm
 //! arrives here ready made, accumulated in f32.
 
-use super::{Credit, Scope, Signals};
+use super::{Credit, Scope, Settings, Signals};
 use crate::episode::TokenSignals;
 
 /// a_t = ||h_on - h_off||_2.
@@ -27,7 +27,7 @@ impl Credit for Arca {
         }
     }
 
-    fn score(&self, signals: &TokenSignals, out: &mut [f32]) {
+    fn score(&self, signals: &TokenSignals, _: &Settings, out: &mut [f32]) {
         out.copy_from_slice(&signals.residuals);
     }
 }

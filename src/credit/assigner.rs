@@ -2,7 +2,9 @@
 
 use anyhow::{Context, Result, bail};
 
-use super::{Credit, HiddenChoice, Signals, Spread, TokenWeights, method};
+use super::{
+    Credit, HiddenChoice, METHODS, Peer, Scope, Settings, Signals, Spread, TokenWeights, method,
+};
 use crate::config::CreditConfig;
 use crate::episode::TokenSignals;
 
@@ -11,6 +13,7 @@ use crate::episode::TokenSignals;
 pub struct CreditAssigner {
     method: &'static dyn Credit,
     spread: Spread,
+    settings: Settings,
     hidden: HiddenChoice,
     warmup_steps: usize,
 }
@@ -21,6 +24,9 @@ impl CreditAssigner {
         Ok(CreditAssigner {
             method: method(&config.method).context("credit.method")?,
             spread: Spread::new(config.exponent, config.epsilon, config.mix)?,
+            settings: Settings {
+                quantile: config.quantile,
+            },
             hidden: config.hidden.parse()?,
             warmup_steps: config.warmup_steps,
         })
@@ -55,52 +61,122 @@ impl CreditAssigner {
         }
     }
 
-    /// Weights of one completion at optimizer step `step`, counted from 0.
+    /// How much of a step must be scored before its weights are known.
+    pub fn scope(&self, step: usize) -> Scope {
+        match self.warming_up(step) {
+            true => Scope::Completion,
+            false => self.method.scope(),
+        }
+    }
+
+    /// Weights of one completion on its own at optimizer step `step`, counted
+    /// from 0; see [`CreditAssigner::weights_together`].
+    pub fn weights(&self, signals: &TokenSignals, step: usize) -> Result<TokenWeights> {
+        let alone = Peer {
+            signals,
+            advantage: 0.0,
+        };
+        let mut all = self.weights_together(&[alone], step)?;
+        Ok(all.remove(0))
+    }
+
+    /// Weights of all completions within the scope at optimizer step `step`.
     ///
     /// A signal that is missing, of the wrong length or not finite is an error
     /// that names it and its token. During warm-up no signal is read.
-    pub fn weights(&self, signals: &TokenSignals, step: usize) -> Result<TokenWeights> {
-        let tokens = signals.logprobs.len();
+    pub fn weights_together(&self, peers: &[Peer], step: usize) -> Result<Vec<TokenWeights>> {
+        let lengths = peers.iter().map(|p| p.signals.logprobs.len());
         if self.warming_up(step) {
-            return Ok(TokenWeights::uniform(tokens));
+            return Ok(lengths.map(TokenWeights::uniform).collect());
         }
-        let needs = self.method.needs();
-        let used = [
-            (true, "log-prob", &signals.logprobs),
-            (needs.entropies, "entropy", &signals.entropies),
-            (
-                needs.reference,
-                "reference log-prob",
-                &signals.reference_logprobs,
-            ),
-            (needs.residuals, "residual norm", &signals.residuals),
-        ];
-        // Before scoring: a max(0, NaN) inside a method would hide it.
-        for (_, what, values) in used.into_iter().filter(|(used, ..)| *used) {
-            if values.len() != tokens {
+        for peer in peers {
+            self.check(peer.signals)?;
+        }
+        let mut scores: Vec<Vec<f32>> = lengths.map(|n| vec![0.0; n]).collect();
+        self.method
+            .score_together(peers, &self.settings, &mut scores);
+        scores
+            .iter()
+            .map(|scores| self.spread.weights(scores))
+            .collect::<Result<_>>()
+            .with_context(|| format!("credit method {}", self.method.name()))
+    }
+
+    /// Before scoring: a max(0, NaN) inside a method would hide it.
+    fn check(&self, signals: &TokenSignals) -> Result<()> {
+        let tokens = signals.logprobs.len();
+        for (what, values) in signals_of(self.method.needs(), signals) {
+            // States are rows of some width; everything else is one per token.
+            let whole = match what {
+                STATES => {
+                    tokens == 0 || (values.len().is_multiple_of(tokens) && !values.is_empty())
+                }
+                _ => values.len() == tokens,
+            };
+            if !whole {
                 bail!(
                     "credit method {}: {tokens} tokens but {} of signal {what}",
                     self.method.name(),
                     values.len()
                 );
             }
-            if let Some(t) = values.iter().position(|v| !v.is_finite()) {
-                bail!("the {what} of completion token {t} is {}", values[t]);
+            if let Some(i) = values.iter().position(|v| !v.is_finite()) {
+                let token = i * tokens / values.len();
+                bail!("the {what} of completion token {token} is {}", values[i]);
             }
         }
-        let mut scores = vec![0.0; tokens];
-        self.method.score(signals, &mut scores);
-        self.spread
-            .weights(&scores)
-            .with_context(|| format!("credit method {}", self.method.name()))
+        Ok(())
     }
+
+    /// Raw scores of the other methods that look at one completion alone and
+    /// whose signals are there anyway; uniform, which has no order, left out.
+    pub fn other_scores(&self, signals: &TokenSignals) -> Vec<(&'static str, Vec<f32>)> {
+        let tokens = signals.logprobs.len();
+        METHODS
+            .iter()
+            .filter(|m| {
+                m.name() != self.method.name()
+                    && m.name() != "uniform"
+                    && m.scope() == Scope::Completion
+                    && signals_of(m.needs(), signals)
+                        .iter()
+                        .all(|(_, values)| !values.is_empty())
+            })
+            .map(|m| {
+                let mut scores = vec![0.0; tokens];
+                m.score(signals, &self.settings, &mut scores);
+                (m.name(), scores)
+            })
+            .collect()
+    }
+}
+
+const STATES: &str = "hidden state";
+
+/// What a method reads, with the names that messages use.
+fn signals_of(needs: Signals, s: &TokenSignals) -> Vec<(&'static str, &[f32])> {
+    [
+        (true, "log-prob", &s.logprobs),
+        (needs.entropies, "entropy", &s.entropies),
+        (needs.reference, "reference log-prob", &s.reference_logprobs),
+        (needs.residuals, "residual norm", &s.residuals),
+        (
+            needs.extra_segments,
+            "contrast log-prob",
+            &s.contrast_logprobs,
+        ),
+        (needs.hidden_states, STATES, &s.states),
+    ]
+    .into_iter()
+    .filter(|(used, ..)| *used)
+    .map(|(_, what, values)| (what, &values[..]))
+    .collect()
 }
 
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::{METHODS, Scope};
     use super::*;
 
     fn assigner(method: &str, edit: impl FnOnce(&mut CreditConfig)) -> CreditAssigner {
@@ -119,6 +195,8 @@ mod tests {
             entropies: column(1),
             reference_logprobs: column(2),
             residuals: column(3),
+            contrast_logprobs: column(2),
+            states: rows.iter().flat_map(|r| [r[1], r[3]]).collect(),
         }
     }
 
@@ -145,6 +223,11 @@ mod tests {
             ("entropy_reduction", 1, "entropy"),
             ("divergence", 2, "reference log-prob"),
             ("arca", 3, "residual norm"),
+            ("k3", 2, "reference log-prob"),
+            ("contrast", 2, "contrast log-prob"),
+            ("gradient_norm", 3, "hidden state"),
+            ("delta", 1, "hidden state"),
+            ("entropy_quantile", 1, "entropy"),
         ] {
             for bad in [f32::NAN, f32::INFINITY] {
                 let mut rows = [[-1.0, 1.0, -1.0, 1.0]; 4];
@@ -191,7 +274,10 @@ mod tests {
             let shift = shift % rows.len();
             let mut rotated = rows.clone();
             rotated.rotate_left(shift);
-            for name in ["uniform", "surprisal", "divergence", "arca"] {
+            for name in [
+                "uniform", "surprisal", "divergence", "arca", "k3", "gradient_norm", "contrast",
+                "entropy_quantile",
+            ] {
                 let a = assigner(name, |c| c.exponent = exponent);
                 prop_assert_eq!(a.method().scope(), Scope::Completion);
                 let mut w = a.weights(&signals(&rows), 0).unwrap().weights;

@@ -2,7 +2,7 @@
 //! token. Weight where training has moved the policy's own choice
 //! (arXiv 2606.00257).
 
-use super::{Credit, Scope, Signals};
+use super::{Credit, Scope, Settings, Signals};
 use crate::episode::TokenSignals;
 
 /// a_t = |log pi(y_t) - log pi_ref(y_t)|.
@@ -24,7 +24,7 @@ impl Credit for Divergence {
         }
     }
 
-    fn score(&self, signals: &TokenSignals, out: &mut [f32]) {
+    fn score(&self, signals: &TokenSignals, _: &Settings, out: &mut [f32]) {
         let pairs = signals.logprobs.iter().zip(&signals.reference_logprobs);
         for (a, (logprob, reference)) in out.iter_mut().zip(pairs) {
             *a = (logprob - reference).abs();

@@ -4,7 +4,7 @@
 //!
 //! The last real token has no H_{t+1}: its score is 0, whatever padding holds.
 
-use super::{Credit, Scope, Signals};
+use super::{Credit, Scope, Settings, Signals};
 use crate::episode::TokenSignals;
 
 /// a_t = max(0, H_t - H_{t+1}), 0 at the last token.
@@ -26,7 +26,7 @@ impl Credit for EntropyReduction {
         }
     }
 
-    fn score(&self, signals: &TokenSignals, out: &mut [f32]) {
+    fn score(&self, signals: &TokenSignals, _: &Settings, out: &mut [f32]) {
         for (a, pair) in out.iter_mut().zip(signals.entropies.windows(2)) {
             *a = (pair[0] - pair[1]).max(0.0);
         }

@@ -6,30 +6,49 @@
 //! much there is. The loss then sees A_it = A_i n_i w_it
 //! ([`advantage_per_token`]): uniform weights give plain GRPO back.
 //!
-//! The setting and the five methods here are those of "ARCA: Adapter-Residual
-//! Credit Assignment When Token Signals Degenerate" (arXiv 2606.00257). A new
-//! method is one file and one row of [`METHODS`].
+//! The setting and the first five methods are those of "ARCA: Adapter-Residual
+//! Credit Assignment When Token Signals Degenerate" (arXiv 2606.00257); each
+//! file names the source of its formula, and `docs/credit.md` tells them side
+//! by side. A new method is one file and one row of [`METHODS`].
 
+mod alarm;
 mod arca;
 mod assigner;
+mod contrast;
+mod delta;
 mod diagnostics;
 mod divergence;
+mod entropy_quantile;
 mod entropy_reduction;
+mod gradient_norm;
 mod hidden;
+mod k3;
+mod placement;
+mod rank;
 mod spread;
 mod surprisal;
+mod token_class;
 mod uniform;
 
 use anyhow::{Result, bail};
 
+pub use alarm::{Alarm, Watch, alarm};
 pub use arca::Arca;
 pub use assigner::CreditAssigner;
+pub use contrast::Contrast;
+pub use delta::Delta;
 pub use diagnostics::{Concentration, Diagnostics, effective_token_ratio, gini, max_weight};
 pub use divergence::Divergence;
+pub use entropy_quantile::EntropyQuantile;
 pub use entropy_reduction::EntropyReduction;
+pub use gradient_norm::GradientNorm;
 pub use hidden::HiddenChoice;
+pub use k3::K3;
+pub use placement::Placement;
+pub use rank::{ranks, spearman};
 pub use spread::{Spread, TokenWeights, advantage_per_token};
 pub use surprisal::Surprisal;
+pub use token_class::{TokenClass, TokenClasses};
 pub use uniform::Uniform;
 
 use crate::episode::TokenSignals;
@@ -55,9 +74,10 @@ pub struct Signals {
     pub reference: bool,
     /// Norms of the adapter's change to the hidden state.
     pub residuals: bool,
-    /// Hidden states on the device.
+    /// The states themselves that predict the tokens (post-norm).
     pub hidden_states: bool,
-    /// Forwards of further segments (a contrast prompt).
+    /// Log-probs of the completion under a contrast prompt: further segments
+    /// of the same forward.
     pub extra_segments: bool,
 }
 
@@ -88,6 +108,21 @@ impl Signals {
     }
 }
 
+/// Keys of `[credit]` that single methods read.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Settings {
+    /// `credit.quantile`: the share of tokens that an entropy mask keeps.
+    pub quantile: f32,
+}
+
+/// One completion as methods of a wider scope see it.
+#[derive(Clone, Copy, Debug)]
+pub struct Peer<'a> {
+    pub signals: &'a TokenSignals,
+    /// Of the whole completion; 0 where it has no gradient.
+    pub advantage: f32,
+}
+
 /// A scheme that scores tokens.
 pub trait Credit: Sync {
     /// The name in `credit.method`.
@@ -101,12 +136,32 @@ pub trait Credit: Sync {
 
     /// Raw scores of one completion's tokens; `out` and every signal that
     /// [`needs`](Credit::needs) names have its length. Scores below 0 count as
-    /// 0 later.
-    fn score(&self, signals: &TokenSignals, out: &mut [f32]);
+    /// 0 later. A method of wider scope scores a completion on its own here.
+    fn score(&self, signals: &TokenSignals, settings: &Settings, out: &mut [f32]);
+
+    /// Raw scores of all completions within the [`scope`](Credit::scope),
+    /// together: `out` has one row per peer, as long as its completion.
+    fn score_together(&self, peers: &[Peer], settings: &Settings, out: &mut [Vec<f32>]) {
+        for (peer, row) in peers.iter().zip(out) {
+            self.score(peer.signals, settings, row);
+        }
+    }
 }
 
-/// Every method, in the order of the paper's table.
-pub const METHODS: &[&dyn Credit] = &[&Uniform, &Surprisal, &EntropyReduction, &Divergence, &Arca];
+/// Every method: the paper's table in its order, then the others.
+pub const METHODS: &[&dyn Credit] = &[
+    &Uniform,
+    &Surprisal,
+    &EntropyReduction,
+    &Divergence,
+    &Arca,
+    &K3,
+    &GradientNorm,
+    &EntropyQuantile(Scope::Completion),
+    &EntropyQuantile(Scope::Batch),
+    &Contrast,
+    &Delta,
+];
 
 /// The method of that name; the error of an unknown one suggests the nearest.
 pub fn method(name: &str) -> Result<&'static dyn Credit> {
@@ -134,19 +189,33 @@ pub fn method(name: &str) -> Result<&'static dyn Credit> {
 mod tests {
     use super::*;
 
+    const SETTINGS: Settings = Settings { quantile: 0.2 };
+
     fn signals() -> TokenSignals {
         TokenSignals {
             logprobs: vec![-0.5, -2.0, -0.125],
             entropies: vec![1.0, 0.25, 0.75],
             reference_logprobs: vec![-1.0, -1.5, -0.125],
             residuals: vec![3.0, 0.5, 1.0],
+            contrast_logprobs: vec![-0.5, -9.0, -1.0],
+            states: vec![3.0, 4.0, 0.0, 2.0, 1.0, 0.0],
         }
     }
 
     fn scores(name: &str) -> Vec<f32> {
         let mut out = vec![f32::NAN; 3];
-        method(name).unwrap().score(&signals(), &mut out);
+        method(name).unwrap().score(&signals(), &SETTINGS, &mut out);
         out
+    }
+
+    fn close(got: &[f32], expected: &[f64]) {
+        assert_eq!(got.len(), expected.len());
+        for (g, e) in got.iter().zip(expected) {
+            assert!(
+                (f64::from(*g) - e).abs() < 1e-6 * e.abs().max(1.0),
+                "{got:?} {expected:?}"
+            );
+        }
     }
 
     #[test]
@@ -157,6 +226,26 @@ mod tests {
         assert_eq!(scores("entropy_reduction"), [0.75, 0.0, 0.0]);
         assert_eq!(scores("divergence"), [0.5, 0.5, 0.0]);
         assert_eq!(scores("arca"), [3.0, 0.5, 1.0]);
+        // d = ref - lp is -1/2, 1/2, 0.
+        let k3 = |d: f64| d.exp() - d - 1.0;
+        close(&scores("k3"), &[k3(-0.5), k3(0.5), 0.0]);
+        // (1 - p) times norms 5, 2 and 1.
+        let p = |t: usize| f64::from(signals().logprobs[t]).exp();
+        close(
+            &scores("gradient_norm"),
+            &[5.0 * (1.0 - p(0)), 2.0 * (1.0 - p(1)), 1.0 - p(2)],
+        );
+        // A fifth of three tokens is one.
+        assert_eq!(scores("entropy_quantile"), [1.0, 0.0, 0.0]);
+        assert_eq!(scores("entropy_quantile_batch"), [1.0, 0.0, 0.0]);
+        // Divergences 0, large, some: ranks 1, 3, 2.
+        let power = 0.2f64.ln() / 0.6f64.ln() - 1.0;
+        close(
+            &scores("contrast"),
+            &[(1.0 / 3.0f64).powf(power), 1.0, (2.0 / 3.0f64).powf(power)],
+        );
+        // No other completion to tell it from.
+        assert_eq!(scores("delta"), [0.8; 3]);
     }
 
     #[test]
@@ -173,8 +262,14 @@ mod tests {
             if !needs.residuals {
                 sparse.residuals.clear();
             }
+            if !needs.hidden_states {
+                sparse.states.clear();
+            }
+            if !needs.extra_segments {
+                sparse.contrast_logprobs.clear();
+            }
             let mut out = vec![f32::NAN; 3];
-            m.score(&sparse, &mut out);
+            m.score(&sparse, &SETTINGS, &mut out);
             assert_eq!(out, scores(m.name()), "{}", m.name());
         }
     }

@@ -1,7 +1,7 @@
 //! Surprisal: a_t = -log pi(y_t | y_<t, x), in nats. Weight on the tokens the
 //! policy found unlikely (arXiv 2606.00257).
 
-use super::{Credit, Scope, Signals};
+use super::{Credit, Scope, Settings, Signals};
 use crate::episode::TokenSignals;
 
 /// a_t = -log pi(y_t).
@@ -20,7 +20,7 @@ impl Credit for Surprisal {
         Signals::NONE
     }
 
-    fn score(&self, signals: &TokenSignals, out: &mut [f32]) {
+    fn score(&self, signals: &TokenSignals, _: &Settings, out: &mut [f32]) {
         for (a, logprob) in out.iter_mut().zip(&signals.logprobs) {
             *a = -logprob;
         }

@@ -1,7 +1,7 @@
 //! Uniform: a_t constant, so w_t = 1/n. Plain GRPO, and the control that every
 //! other method is compared with (arXiv 2606.00257).
 
-use super::{Credit, Scope, Signals};
+use super::{Credit, Scope, Settings, Signals};
 use crate::episode::TokenSignals;
 
 /// a_t = 1.
@@ -20,7 +20,7 @@ impl Credit for Uniform {
         Signals::NONE
     }
 
-    fn score(&self, _signals: &TokenSignals, out: &mut [f32]) {
+    fn score(&self, _: &TokenSignals, _: &Settings, out: &mut [f32]) {
         out.fill(1.0);
     }
 }

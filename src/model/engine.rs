@@ -363,6 +363,15 @@ impl<D: HalfLayers> Engine<D> {
         Ok(out)
     }
 
+    /// Post-norm states (the head's input) of the first `rows` rows of the batch
+    /// that [`Engine::run_packed`] ran last, `[rows, hidden]` on the host.
+    pub fn final_states(&self, rows: usize) -> Result<Vec<f32>> {
+        let x = slice(&self.acts.x_final, rows * self.model.shape.hidden_size);
+        let mut states = vec![D::Act::default(); x.len];
+        self.device.download(&self.ctx(), x, &mut states)?;
+        Ok(states.into_iter().map(Float::to_f32).collect())
+    }
+
     /// Backward of the batch that [`Engine::run_packed`] ran last, adding to
     /// `grads` (laid out as `adapter`'s parameters).
     pub fn backward(
@@ -441,11 +450,9 @@ impl<D: HalfLayers> Engine<D> {
             stream: &self.stream,
         };
         let x = slice(&self.acts.x_final, rows * self.model.shape.hidden_size);
-        let mut states = vec![D::Act::default(); x.len];
-        self.device.download(&ctx, x, &mut states)?;
         let all: Vec<u32> = (0..rows as u32).collect();
         let logits = self.device.logits(&ctx, &self.model.head, x, &all)?;
-        Ok((states.into_iter().map(Float::to_f32).collect(), logits))
+        Ok((self.final_states(rows)?, logits))
     }
 
     /// Mean over rows of ||h - h with an f32 residual stream||, post-norm: how

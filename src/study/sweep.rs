@@ -11,10 +11,10 @@ use crate::episode::AdapterId;
 use crate::model::half_layer::HalfLayers;
 use crate::study::arms::Arms;
 use crate::study::comparison::{Subject, comparisons, families};
-use crate::study::inspect::write_inspect;
 use crate::study::record::{
     self, ArmRecord, Evaluation, OutcomeRow, Record, Status, SweepDir, commit,
 };
+use crate::study::specimens::write_inspect;
 use crate::study::table::table;
 use crate::train::evaluate::{Evaluated, Outcomes};
 use crate::train::progress::Progress;
@@ -211,6 +211,10 @@ impl<D: HalfLayers> Study<D> {
                     "more than 30 % of the completions were cut by length: raise rollout.max_completion_length, \
                      or check the model's stop ids",
                 );
+            }
+            for (arm, warning) in &step.warnings {
+                let at = step.line.step;
+                self.progress.warning(&format!("{arm}, step {at}: {warning}"));
             }
             self.progress.step(&step.line);
         }

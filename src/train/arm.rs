@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::advantage;
 use crate::config::{Config, UsageError};
-use crate::credit::CreditAssigner;
+use crate::credit::{CreditAssigner, TokenClasses};
 use crate::data::DataOrder;
 use crate::episode::{AdapterId, FinishReason, Group};
 use crate::model::batch::Batch;
@@ -23,7 +23,9 @@ use crate::train::optimizer::{Optimizer, learning_rate};
 use crate::train::run_dir::{RunDir, replace_dir, write_atomic};
 use crate::train::session::Session;
 use crate::train::step::{Asker, Sampled};
-use crate::train::step_metrics::{completion_tokens, rollout_metrics, trace, update_metrics};
+use crate::train::step_metrics::{
+    CreditReport, completion_tokens, rollout_metrics, trace, update_metrics,
+};
 use crate::train::summary::summary;
 use crate::train::tensorboard::EventWriter;
 use crate::train::update::{SequenceState, TrainGroup, TrainSequence, UpdateStats, Updater};
@@ -71,7 +73,9 @@ pub struct Arm<D: HalfLayers> {
     order: DataOrder,
     metrics: MetricsWriter,
     events: Option<EventWriter>,
-    noise_floor: f64,
+    credit_report: CreditReport,
+    /// For the user, since the last step.
+    pub warnings: Vec<String>,
 }
 
 /// How an arm begins.
@@ -148,7 +152,8 @@ impl<D: HalfLayers> Arm<D> {
             order,
             metrics,
             events,
-            noise_floor: 0.0,
+            credit_report: CreditReport::new(TokenClasses::new(session.tokenizer()?.clone())),
+            warnings: Vec::new(),
             config,
         })
     }
@@ -167,7 +172,7 @@ impl<D: HalfLayers> Arm<D> {
     pub fn probe(&mut self, session: &mut Session<D>, prompt: &[u32]) -> Result<()> {
         let mut batch = Batch::default();
         batch.push_segment(prompt, &[], self.updater.reference);
-        self.noise_floor = session.engine.noise_floor(batch)?;
+        self.credit_report.noise_floor = session.engine.noise_floor(batch)?;
         Ok(())
     }
 
@@ -204,6 +209,9 @@ impl<D: HalfLayers> Arm<D> {
                 return Ok(None);
             }
         };
+        let (credit, step) = (&self.updater.credit, self.state.step);
+        let report = &mut self.credit_report;
+        self.warnings = report.step(&mut metrics, credit, step, &sampled.groups, &states);
         let seconds = (sampled.rollout + sampled.reward + start.elapsed()).as_secs_f64();
         let state = &mut self.state;
         self.order = order;
@@ -221,7 +229,6 @@ impl<D: HalfLayers> Arm<D> {
         if let Some(peak) = peak_memory() {
             metrics.set("perf/peak_bytes", peak as f64);
         }
-        metrics.set("credit/residual_noise_floor", self.noise_floor);
         self.write_completions(&sampled.groups, &states, rewards)?;
         Ok(Some(metrics))
     }

@@ -4,7 +4,9 @@
 //! the prompt as prefix. A completion of n tokens has n - 1 rows: its first
 //! token is predicted by the prompt's last row, and nothing is predicted after
 //! its last. Reference rows (adapter off, or another adapter) come after all
-//! policy rows and mirror them. Order is canonical: group, then completion.
+//! policy rows and mirror them. Contrast rows come last: one contrast prompt for
+//! the whole batch, and the completions once more with it as prefix, under the
+//! policy. Order is canonical: group, then completion.
 
 use anyhow::{Result, ensure};
 
@@ -23,7 +25,7 @@ pub struct PackGroup<'a> {
 
 /// What rows and pairs a batch gets.
 #[derive(Clone, Copy, Debug)]
-pub struct PackSpec {
+pub struct PackSpec<'a> {
     pub policy: Option<AdapterId>,
     /// Rows of the reference, if wanted: of this adapter, or the base model.
     pub reference: Option<Option<AdapterId>>,
@@ -31,12 +33,16 @@ pub struct PackSpec {
     pub reference_logprobs: bool,
     /// Whether states of policy and reference rows are compared.
     pub residuals: bool,
+    /// Prompt under which completions are scored once more.
+    pub contrast: Option<&'a [u32]>,
     /// Keep the policy rows' activations.
     pub training: bool,
     /// Probability of LoRA dropout, 0 = none.
     pub dropout: f32,
-    /// Most rows of a batch, if one sequence alone does not exceed it.
-    pub max_rows: usize,
+    /// Most policy rows of a batch, if one sequence alone does not exceed it.
+    /// Those of the reference and the contrast prompt mirror them, so that
+    /// batches are cut in the same places with them and without.
+    pub policy_rows: usize,
 }
 
 /// A batch and where each sequence's results lie in its outputs.
@@ -57,6 +63,8 @@ pub struct PackedSequence {
     pub reference: std::ops::Range<usize>,
     /// Residual pairs; empty if not asked for.
     pub residuals: std::ops::Range<usize>,
+    /// Pairs under the contrast prompt; empty if not asked for.
+    pub contrast: std::ops::Range<usize>,
 }
 
 /// Rows of a prompt with completions, under one adapter.
@@ -72,8 +80,11 @@ fn rows_of(prompt: usize, completions: &[(usize, &[u32])]) -> usize {
 /// fit; a group that does not is cut between completions and its prompt
 /// computed again.
 pub fn pack(groups: &[PackGroup], spec: &PackSpec) -> Result<Vec<Packed>> {
-    let copies = 1 + usize::from(spec.reference.is_some());
-    let limit = spec.max_rows / copies;
+    ensure!(
+        spec.contrast.is_none_or(|prompt| !prompt.is_empty()),
+        "the contrast prompt is empty"
+    );
+    let limit = spec.policy_rows;
     let mut units: Vec<Unit> = Vec::new();
     for group in groups {
         ensure!(!group.prompt.is_empty(), "a group has an empty prompt");
@@ -145,6 +156,7 @@ fn build(units: &[Unit], spec: &PackSpec) -> Packed {
             policy: start..batch.pairs.len(),
             reference: 0..0,
             residuals: 0..0,
+            contrast: 0..0,
         });
     }
     if spec.training {
@@ -166,6 +178,23 @@ fn build(units: &[Unit], spec: &PackSpec) -> Packed {
                 batch.residual_pairs.extend(pairs);
                 sequences[i].residuals = start..batch.residual_pairs.len();
             }
+        }
+    }
+    if let Some(prompt) = spec.contrast {
+        // The prompt is the whole batch's: one unit with all completions.
+        let all: Vec<(usize, &[u32])> = units.iter().flat_map(|u| u.completions).copied().collect();
+        let unit = Unit {
+            prompt,
+            completions: &all,
+            key: 0,
+            rows: rows_of(prompt.len(), &all),
+        };
+        let rows = predicting_rows(&mut batch, &[unit], spec.policy);
+        keys.resize(batch.rows(), 0);
+        for (i, (_, tokens)) in all.iter().enumerate() {
+            let start = batch.pairs.len();
+            push_pairs(&mut batch, &rows[i], tokens);
+            sequences[i].contrast = start..batch.pairs.len();
         }
     }
     if spec.dropout > 0.0 {

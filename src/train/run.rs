@@ -85,6 +85,9 @@ impl OnDevice for Training {
                      or check the model's stop ids",
                 );
             }
+            for (_, warning) in &step.warnings {
+                progress.warning(&format!("step {}: {warning}", step.line.step));
+            }
             progress.step(&step.line);
         }
         progress.finish();

@@ -151,6 +151,9 @@ pub struct Demand {
     /// Sequences that may be sampled side by side (0: nothing is sampled).
     pub sampled: usize,
     pub reference_rows: bool,
+    /// Completions are scored under a contrast prompt too (no longer than
+    /// `longest_prompt`).
+    pub contrast_rows: bool,
     /// How many of the resident adapters train: the first ones, one after another.
     pub trained: usize,
     pub tokens_per_batch: usize,
@@ -170,7 +173,8 @@ impl Demand {
 
     /// The same with so many sequences decoded in one batch at most.
     pub fn capacity_with(&self, layouts: &[AdapterLayout], decode_rows: usize) -> Capacity {
-        let copies = 1 + usize::from(self.reference_rows);
+        let copies = self.copies();
+        let contrast = self.contrast_prompt_rows();
         let limit = self.policy_rows();
         let training = self.trained > 0;
         let decode = self.sampled.min(decode_rows.max(self.group));
@@ -178,7 +182,7 @@ impl Demand {
         // of them.
         let groups = self.sampled.div_ceil(self.group.max(1)).min(decode);
         let prefill = (groups * self.longest_prompt).min(PREFILL_ROWS);
-        let rows = (limit * copies).max(decode + prefill);
+        let rows = (limit * copies + contrast).max(decode + prefill);
         let sequences = self.step_sequences + self.step_groups;
         let pages = self.pages_each() * decode;
         Capacity {
@@ -196,40 +200,57 @@ impl Demand {
         }
     }
 
-    /// Most rows under the trained adapter in one batch of the update. With
-    /// reference rows as many of those come on top.
+    /// How often a completion's rows stand in a batch of the update: under the
+    /// policy, the reference, the contrast prompt.
+    fn copies(&self) -> usize {
+        1 + usize::from(self.reference_rows) + usize::from(self.contrast_rows)
+    }
+
+    /// Rows of the contrast prompt, once a batch.
+    fn contrast_prompt_rows(&self) -> usize {
+        usize::from(self.contrast_rows) * self.longest_prompt
+    }
+
+    /// Most rows under the trained adapter in one batch of the update; those of
+    /// the reference and of the contrast prompt come on top.
     pub fn policy_rows(&self) -> usize {
-        let copies = 1 + usize::from(self.reference_rows);
         let context = self.longest_prompt + self.longest_completion;
         let whole_step =
             self.step_groups * self.longest_prompt + self.step_sequences * self.longest_completion;
         match self.step_sequences {
             0 => 0,
             // One sequence must fit whatever the limit says.
-            _ => (self.tokens_per_batch / copies).clamp(context.min(whole_step), whole_step),
+            _ => (self
+                .tokens_per_batch
+                .saturating_sub(self.contrast_prompt_rows())
+                / self.copies())
+            .clamp(context.min(whole_step), whole_step),
         }
     }
 
     /// What adapters need that train together: they sample side by side and
-    /// are updated one after another. With `reference_rows` there are some
-    /// whatever the adapters ask for.
-    pub fn together(each: &[Demand], reference_rows: bool) -> Demand {
-        let reference_rows = reference_rows || each.iter().any(|d| d.reference_rows);
+    /// are updated one after another. With `inspects` there is room for every
+    /// credit method's signals, whatever the adapters ask for.
+    pub fn together(each: &[Demand], inspects: bool) -> Demand {
         let most = |f: fn(&Demand) -> usize| each.iter().map(f).max().unwrap_or(0);
-        Demand {
+        let mut together = Demand {
             longest_prompt: most(|d| d.longest_prompt),
             longest_completion: most(|d| d.longest_completion),
             step_groups: most(|d| d.step_groups),
             step_sequences: most(|d| d.step_sequences),
             group: most(|d| d.group),
             sampled: each.iter().fold(0, |sum, d| sum.saturating_add(d.sampled)),
-            reference_rows,
+            reference_rows: inspects || each.iter().any(|d| d.reference_rows),
+            contrast_rows: inspects || each.iter().any(|d| d.contrast_rows),
             trained: each.iter().map(|d| d.trained).sum(),
-            // An adapter's batches are cut as if it trained alone: those
-            // without reference rows may have twice the rows of the others.
-            tokens_per_batch: (1 + usize::from(reference_rows)) * most(Demand::policy_rows),
+            tokens_per_batch: 0,
             pages: None,
-        }
+        };
+        // An adapter's batches are cut as if it trained alone: those without
+        // reference rows may have twice the rows of the others.
+        together.tokens_per_batch =
+            together.copies() * most(Demand::policy_rows) + together.contrast_prompt_rows();
+        together
     }
 
     /// Pages of the longest sample. Its last token is drawn but never computed.

@@ -7,12 +7,12 @@ use anyhow::{Context, Result};
 use crate::config::{Config, UsageError};
 use crate::credit::CreditAssigner;
 use crate::data;
-use crate::episode::AdapterId;
+use crate::episode::{AdapterId, Problem};
 use crate::loss::Objective;
 use crate::model::adapter::{AdapterLayout, LoraSettings};
 use crate::model::config::{ModelShape, Module};
 use crate::tokenizer::{PromptTemplate, Tokenizer};
-use crate::train::session::{AdapterSource, Demand, demo_dir};
+use crate::train::session::{AdapterSource, Demand, demo_dir, model_dir};
 use crate::train::step::Prompts;
 use crate::train::update::Updater;
 
@@ -88,6 +88,37 @@ pub fn initial_adapter(config: &Config, shape: &ModelShape) -> Result<AdapterSou
     Ok(AdapterSource { layout, params })
 }
 
+/// The prompt under which a method that contrasts prompts scores completions
+/// once more: `data.prompt_template` with `credit.contrast_prompt` as the
+/// problem. Empty where the method does not.
+pub fn contrast_prompt(config: &Config, credit: &CreditAssigner) -> Result<Vec<u32>> {
+    if !credit.method().needs().extra_segments {
+        return Ok(Vec::new());
+    }
+    let tokenizer = Tokenizer::load(&model_dir(config)?).with_context(|| {
+        let name = credit.method().name();
+        format!("credit method {name} needs a tokenizer for credit.contrast_prompt")
+    })?;
+    contrast_ids(config, &tokenizer)
+}
+
+/// The same with the tokenizer at hand, whatever the method.
+pub fn contrast_ids(config: &Config, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
+    let problem = Problem {
+        id: "credit.contrast_prompt".into(),
+        problem: config.credit.contrast_prompt.clone(),
+        answer: String::new(),
+        solution: None,
+        level: None,
+        subject: None,
+    };
+    PromptTemplate::from_config(&config.data)?.ids(
+        tokenizer,
+        &problem,
+        config.data.max_prompt_length,
+    )
+}
+
 /// The update as `config` describes it. With a reference adapter resident,
 /// `reference` is its id. `policy_rows` is [`Demand::policy_rows`].
 pub fn updater(
@@ -101,6 +132,7 @@ pub fn updater(
     credit.hidden().check(shape.num_layers)?;
     Ok(Updater {
         objective: Objective::new(&config.loss)?,
+        contrast: contrast_prompt(config, &credit)?,
         credit,
         loss: config.loss.clone(),
         adapter,
@@ -133,6 +165,7 @@ pub fn training_demand(
         group: config.rollout.group_size.max(config.eval.samples),
         sampled: sequences.max(held_out.saturating_mul(config.eval.samples)),
         reference_rows: wants_reference(credit, config),
+        contrast_rows: credit.method().needs().extra_segments,
         trained: 1,
         tokens_per_batch: config.train.tokens_per_batch,
         pages: None,

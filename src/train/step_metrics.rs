@@ -1,8 +1,11 @@
 //! What a step's metrics are made of, under the names researchers know.
 
+use std::time::Instant;
+
 use serde_json::{Value, json};
 
 use crate::config::Config;
+use crate::credit::{Alarm, Concentration, CreditAssigner, Placement, TokenClasses, Watch, alarm};
 use crate::episode::{Episode, FinishReason, Group};
 use crate::train::metrics::Metrics;
 use crate::train::step::Sampled;
@@ -25,7 +28,76 @@ pub fn trace(row: &mut Value, e: &Episode, state: &SequenceState) {
     row["entropies"] = json!(state.signals.entropies);
     row["reference_logprobs"] = json!(state.signals.reference_logprobs);
     row["residuals"] = json!(state.signals.residuals);
+    if !state.signals.contrast_logprobs.is_empty() {
+        row["contrast_logprobs"] = json!(state.signals.contrast_logprobs);
+    }
     row["weights"] = json!(state.weights.weights);
+}
+
+/// Where a step's credit lies, and whether it degenerates.
+pub struct CreditReport {
+    classes: TokenClasses,
+    watch: Watch,
+    /// Of the residual; 0: none.
+    pub noise_floor: f64,
+}
+
+impl CreditReport {
+    /// Nothing seen yet, and no noise floor.
+    pub fn new(classes: TokenClasses) -> Self {
+        CreditReport {
+            classes,
+            watch: Watch::default(),
+            noise_floor: 0.0,
+        }
+    }
+
+    /// The step's metrics, from scored sequences; what there is to warn of.
+    pub fn step(
+        &mut self,
+        m: &mut Metrics,
+        credit: &CreditAssigner,
+        step: usize,
+        groups: &[Group],
+        states: &[SequenceState],
+    ) -> Vec<String> {
+        let start = Instant::now();
+        let mut placement = Placement::default();
+        let episodes = groups.iter().flat_map(|g| &g.episodes);
+        for (e, state) in episodes.zip(states) {
+            if !state.weights.weights.is_empty() {
+                let classes = self.classes.of(&e.completion_ids);
+                placement.add(credit, &state.weights, &state.signals, &classes);
+            }
+        }
+        m.extend(placement.metrics());
+        let mut warnings = Vec::new();
+        let method = credit.method().name();
+        if let (Some(gini), Some(effective_token_ratio), Some(max_weight)) = (
+            m.get("credit/gini"),
+            m.get("credit/effective_token_ratio"),
+            m.get("credit/max_weight"),
+        ) {
+            let mean = Concentration {
+                gini,
+                effective_token_ratio,
+                max_weight,
+            };
+            let meant = method == "uniform" || credit.warming_up(step);
+            let raised = if meant { Alarm::None } else { alarm(&mean) };
+            m.set("credit/alarm", f64::from(raised as u8));
+            warnings.extend(self.watch.weights(method, raised, &mean));
+        }
+        m.set("credit/residual_noise_floor", self.noise_floor);
+        if let Some(residual) = m.get("credit/residual_norm_mean")
+            && self.noise_floor > 0.0
+        {
+            m.set("credit/residual_to_noise", residual / self.noise_floor);
+            warnings.extend(self.watch.residual(residual, self.noise_floor));
+        }
+        m.set("time/diagnostics", start.elapsed().as_secs_f64());
+        warnings
+    }
 }
 
 /// Rewards and lengths of a step.

@@ -95,5 +95,32 @@ fn diagnostics_table(metrics: &Path, method: &str) -> String {
         }
         out.push('\n');
     }
+    out + &alarms(&rows)
+}
+
+/// How many steps' weights were degenerate, and how near the residual is to
+/// its noise; nothing where all is well.
+fn alarms(rows: &[Value]) -> String {
+    let mut out = String::new();
+    let steps = |code: f64| {
+        let raised = |r: &&Value| r["credit/alarm"].as_f64() == Some(code);
+        rows.iter().filter(raised).count()
+    };
+    for (code, what) in [(1.0, "collapsed to uniform"), (2.0, "spuriously sparse")] {
+        if steps(code) > 0 {
+            out += &format!(
+                "credit alarm: {what} in {} of {} steps\n",
+                steps(code),
+                rows.len()
+            );
+        }
+    }
+    let last = rows
+        .iter()
+        .rev()
+        .find_map(|r| r["credit/residual_to_noise"].as_f64());
+    if let Some(ratio) = last {
+        out += &format!("residual over its noise floor at the end: {ratio:.1}\n");
+    }
     out
 }

@@ -22,7 +22,10 @@ use crate::train::interrupt::Interrupt;
 use crate::train::progress::StepLine;
 use crate::train::run_dir::RunDir;
 use crate::train::session::{AdapterSource, Demand, Session, kv_pages, model_dir};
-use crate::train::setup::{data_path, initial_adapter, load_prompts, training_demand, updater};
+use crate::train::setup::{
+    contrast_ids, contrast_prompt, data_path, initial_adapter, load_prompts, training_demand,
+    updater,
+};
 use crate::train::step::{Asker, Culprit, Prompts, sample_groups};
 
 /// Everything that training holds.
@@ -46,6 +49,8 @@ pub struct StepReport {
     pub line: StepLine,
     /// Share of completions that were cut by length.
     pub clipped: f64,
+    /// What the arms' credit gives to warn of, with their names.
+    pub warnings: Vec<(String, String)>,
 }
 
 impl<D: HalfLayers> Trainer<D> {
@@ -71,8 +76,9 @@ impl<D: HalfLayers> Trainer<D> {
             .iter()
             .map(|plan| plan.credit(shape.num_layers))
             .collect::<Result<Vec<_>>>()?;
+        let tokenizer = Tokenizer::load(&dir)?;
         let mut reports = Vec::new();
-        let (prompts, held_out) = load_data(&config, &Tokenizer::load(&dir)?, &mut reports)?;
+        let (prompts, held_out) = load_data(&config, &tokenizer, &mut reports)?;
 
         let mut adapters = plans
             .iter()
@@ -80,7 +86,14 @@ impl<D: HalfLayers> Trainer<D> {
             .collect::<Result<Vec<_>>>()?;
         let references = add_references(&plans, &mut adapters, &shape)?;
         let longest = |p: &Prompts| p.ids.iter().map(Vec::len).max().unwrap_or(0);
-        let longest_prompt = longest(&prompts).max(longest(&held_out));
+        let mut longest_prompt = longest(&prompts).max(longest(&held_out));
+        for (plan, credit) in plans.iter().zip(&credits) {
+            let contrast = match inspects {
+                true => contrast_ids(&plan.config, &tokenizer)?,
+                false => contrast_prompt(&plan.config, credit)?,
+            };
+            longest_prompt = longest_prompt.max(contrast.len());
+        }
         let demands: Vec<Demand> = plans
             .iter()
             .zip(&credits)
@@ -298,6 +311,12 @@ impl<D: HalfLayers> Trainer<D> {
             .iter()
             .filter_map(|(_, m)| m.get("train/step_time"))
             .sum();
+        let mut warnings = Vec::new();
+        for (i, _) in &done {
+            let arm = &mut self.arms[*i];
+            let own = std::mem::take(&mut arm.warnings);
+            warnings.extend(own.into_iter().map(|w| (arm.name.clone(), w)));
+        }
         let report = StepReport {
             line: StepLine {
                 step: step + 1,
@@ -307,6 +326,7 @@ impl<D: HalfLayers> Trainer<D> {
                 tokens_per_second: tokens as f64 / seconds.max(1e-9),
             },
             clipped: mean("train/completions/clipped_ratio"),
+            warnings,
         };
 
         let every = self.config().train.eval_every;

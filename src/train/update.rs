@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 
 use crate::config::LossConfig;
-use crate::credit::{CreditAssigner, Diagnostics, TokenWeights, advantage_per_token};
+use crate::credit::{CreditAssigner, Diagnostics, Peer, Scope, TokenWeights, advantage_per_token};
 use crate::episode::{AdapterId, TokenSignals};
 use crate::loss::{
     Advantage, LossStats, Objective, SequenceTerms, StepNormalizers, Tally, sampler_ratio,
@@ -53,6 +53,8 @@ pub struct Updater {
     pub adapter: AdapterId,
     pub reference: Option<AdapterId>,
     pub temperature: f32,
+    /// Ids of the contrast prompt; empty where credit does not ask for one.
+    pub contrast: Vec<u32>,
     pub max_completion_length: usize,
     /// Most rows of a batch under the adapter; see [`crate::train::session::Demand::policy_rows`].
     pub policy_rows: usize,
@@ -160,64 +162,82 @@ impl Updater {
                 .then_some(self.reference),
             reference_logprobs: first_iteration && reference_logprobs,
             residuals,
+            contrast: (first_iteration && needs.extra_segments).then_some(&self.contrast[..]),
             training: true,
             dropout: 0.0,
-            max_rows: 0,
+            policy_rows: self.policy_rows,
         };
-        // Reference rows mirror the policy's, so that batches are cut in the
-        // same places with them and without.
-        let copies = 1 + usize::from(spec.reference.is_some());
-        let spec = PackSpec {
-            max_rows: copies * self.policy_rows,
-            ..spec
-        };
+        let cohorts: Vec<Vec<usize>> = packed_groups
+            .iter()
+            .map(|g| g.completions.iter().map(|c| c.0).collect())
+            .collect();
+        let batches = pack(&packed_groups, &spec)?;
 
         // Dropout would put its noise into every signal: score without it
-        // first, then take gradients with it.
-        let clean_first = self.dropout > 0.0;
-        if clean_first && first_iteration {
+        // first, then take gradients with it. So too where the weights of one
+        // batch's tokens depend on another batch.
+        let score_first = self.dropout > 0.0
+            || first_iteration
+                && match self.credit.scope(step) {
+                    Scope::Completion => false,
+                    Scope::Group => is_cut(&batches, &cohorts),
+                    Scope::Batch => true,
+                };
+        if score_first && first_iteration {
             let scoring = PackSpec {
                 training: false,
                 ..spec
             };
             for packed in pack(&packed_groups, &scoring)? {
                 let start = Instant::now();
-                let out = self.forward(engine, &packed, false, residuals)?;
+                let out = self.forward(engine, &packed, false, residuals, needs.hidden_states)?;
                 stats.score += start.elapsed();
                 stats.rows += packed.batch_rows;
                 for p in &packed.sequences {
-                    let s = sequences[p.index];
-                    self.record(p, s, &out, step, &mut states[p.index], &mut stats)?;
+                    self.record(&packed, p, sequences[p.index], &out, states, &mut stats)?;
                 }
+                self.assign_ready(&packed, &cohorts, &sequences, step, states, &mut stats)?;
+            }
+            if self.credit.scope(step) == Scope::Batch {
+                let all = cohorts.concat();
+                self.assign(&all, &sequences, step, states, &mut stats)?;
             }
         }
-        let training = match clean_first {
-            true => PackSpec {
-                reference: None,
-                reference_logprobs: false,
-                residuals: false,
-                dropout: self.dropout,
-                max_rows: self.policy_rows,
-                ..spec
-            },
-            false => spec,
+        let batches = match score_first {
+            true => pack(
+                &packed_groups,
+                &PackSpec {
+                    reference: None,
+                    reference_logprobs: false,
+                    residuals: false,
+                    contrast: None,
+                    dropout: self.dropout,
+                    ..spec
+                },
+            )?,
+            false => batches,
         };
-        for packed in pack(&packed_groups, &training)? {
+        let record = first_iteration && !score_first;
+        for packed in batches {
             let start = Instant::now();
-            let out = self.forward(engine, &packed, true, training.residuals)?;
+            let (residuals, hidden) = (record && residuals, record && needs.hidden_states);
+            let out = self.forward(engine, &packed, true, residuals, hidden)?;
             stats.forward += start.elapsed();
             stats.rows += packed.batch_rows;
+            if record {
+                for p in &packed.sequences {
+                    self.record(&packed, p, sequences[p.index], &out, states, &mut stats)?;
+                }
+                self.assign_ready(&packed, &cohorts, &sequences, step, states, &mut stats)?;
+            }
             let mut coefficients = vec![0f32; packed.grad_pairs];
             for p in &packed.sequences {
                 let s = sequences[p.index];
-                if first_iteration && !clean_first {
-                    self.record(p, s, &out, step, &mut states[p.index], &mut stats)?;
-                }
                 let normalizer = normalizers
                     .of(p.index)
                     .context("a sequence without a micro-step")?;
                 let state = &states[p.index];
-                let logprobs = &out.logprobs[p.policy.clone()];
+                let logprobs = &out.head.logprobs[p.policy.clone()];
                 let weighted;
                 let advantage = match s.token_advantages {
                     Some(given) => Advantage::Token(given),
@@ -261,9 +281,26 @@ impl Updater {
         packed: &Packed,
         training: bool,
         residuals: bool,
-    ) -> Result<HeadOutput> {
+        states: bool,
+    ) -> Result<Forward> {
         let hidden = residuals.then(|| self.credit.hidden());
-        engine.run_packed(packed.batch.clone(), self.temperature, training, hidden)
+        let head = engine.run_packed(packed.batch.clone(), self.temperature, training, hidden)?;
+        let width = engine.shape().hidden_size;
+        let states = match states {
+            // Policy rows stand first, and the first ranges of pairs are theirs.
+            true => {
+                let pairs = packed.sequences.iter().map(|p| p.policy.end).max();
+                let pairs = &packed.batch.pairs[..pairs.unwrap_or(0)];
+                let rows = pairs.iter().map(|p| p.row as usize + 1).max();
+                engine.final_states(rows.unwrap_or(0))?
+            }
+            false => Vec::new(),
+        };
+        Ok(Forward {
+            head,
+            states,
+            width,
+        })
     }
 
     /// Weights that are all equal need no per-token advantages: TRL counts
@@ -275,34 +312,20 @@ impl Updater {
     /// Keep what the first iteration found of one sequence.
     fn record(
         &self,
+        packed: &Packed,
         p: &PackedSequence,
         s: &TrainSequence,
-        out: &HeadOutput,
-        step: usize,
-        state: &mut SequenceState,
+        out: &Forward,
+        states: &mut [SequenceState],
         stats: &mut UpdateStats,
     ) -> Result<()> {
-        state.old = out.logprobs[p.policy.clone()].to_vec();
-        state.reference = match s.reference_logprobs {
-            Some(given) => given.to_vec(),
-            None => out.logprobs[p.reference.clone()].to_vec(),
-        };
-        state.signals = TokenSignals {
-            logprobs: state.old.clone(),
-            entropies: out.entropies[p.policy.clone()].to_vec(),
-            reference_logprobs: state.reference.clone(),
-            residuals: match out.residuals.is_empty() {
-                true => Vec::new(),
-                false => out.residuals[p.residuals.clone()].to_vec(),
-            },
-        };
-        state.weights = self
-            .credit
-            .weights(&state.signals, step)
-            .with_context(|| format!("sequence {} of the step", p.index))?;
-        stats
-            .diagnostics
-            .add(&state.weights, &state.signals.residuals);
+        let state = &mut states[p.index];
+        state.signals = out.signals(packed, p);
+        state.old = state.signals.logprobs.clone();
+        if let Some(given) = s.reference_logprobs {
+            state.signals.reference_logprobs = given.to_vec();
+        }
+        state.reference = state.signals.reference_logprobs.clone();
         for &h in &state.signals.entropies {
             stats.entropy.add(h as f64, 1);
         }
@@ -315,5 +338,116 @@ impl Updater {
         }
         stats.scored_sequences += 1;
         Ok(())
+    }
+
+    /// Weights of what this batch completed: its completions, or the groups
+    /// whose last completion it holds. Those of batch scope have to wait.
+    fn assign_ready(
+        &self,
+        packed: &Packed,
+        cohorts: &[Vec<usize>],
+        sequences: &[&TrainSequence],
+        step: usize,
+        states: &mut [SequenceState],
+        stats: &mut UpdateStats,
+    ) -> Result<()> {
+        match self.credit.scope(step) {
+            Scope::Completion => {
+                for p in &packed.sequences {
+                    self.assign(&[p.index], sequences, step, states, stats)?;
+                }
+            }
+            Scope::Group => {
+                for group in cohorts {
+                    let ended = |last: &usize| packed.sequences.iter().any(|p| p.index == *last);
+                    if group.last().is_some_and(ended) {
+                        self.assign(group, sequences, step, states, stats)?;
+                    }
+                }
+            }
+            Scope::Batch => {}
+        }
+        Ok(())
+    }
+
+    /// Weights of completions that are seen together.
+    fn assign(
+        &self,
+        cohort: &[usize],
+        sequences: &[&TrainSequence],
+        step: usize,
+        states: &mut [SequenceState],
+        stats: &mut UpdateStats,
+    ) -> Result<()> {
+        let peers: Vec<Peer> = cohort
+            .iter()
+            .map(|&i| Peer {
+                signals: &states[i].signals,
+                advantage: match sequences[i].masked {
+                    true => 0.0,
+                    false => sequences[i].advantage,
+                },
+            })
+            .collect();
+        let weights = self
+            .credit
+            .weights_together(&peers, step)
+            .with_context(|| match cohort {
+                [one] => format!("sequence {one} of the step"),
+                [first, .., last] => format!("sequences {first} to {last} of the step"),
+                [] => "an empty step".to_string(),
+            })?;
+        for (&i, weights) in cohort.iter().zip(weights) {
+            let state = &mut states[i];
+            state.weights = weights;
+            // As large as the model's activations: not for longer than needed.
+            state.signals.states = Vec::new();
+            stats
+                .diagnostics
+                .add(&state.weights, &state.signals.residuals);
+        }
+        Ok(())
+    }
+}
+
+/// Whether some group's completions are in more than one batch.
+fn is_cut(batches: &[Packed], groups: &[Vec<usize>]) -> bool {
+    groups.iter().any(|group| {
+        let holds = |b: &&Packed| b.sequences.iter().any(|p| group.contains(&p.index));
+        batches.iter().filter(holds).count() > 1
+    })
+}
+
+/// What a forward tells.
+pub struct Forward {
+    pub head: HeadOutput,
+    /// Post-norm states of the policy's rows, `[rows, width]`; empty if not
+    /// asked for.
+    pub states: Vec<f32>,
+    pub width: usize,
+}
+
+impl Forward {
+    /// The signals of one packed sequence; those not asked for are empty.
+    pub fn signals(&self, packed: &Packed, p: &PackedSequence) -> TokenSignals {
+        let head = &self.head;
+        let mut signals = TokenSignals {
+            logprobs: head.logprobs[p.policy.clone()].to_vec(),
+            entropies: head.entropies[p.policy.clone()].to_vec(),
+            reference_logprobs: head.logprobs[p.reference.clone()].to_vec(),
+            residuals: match head.residuals.is_empty() {
+                true => Vec::new(),
+                false => head.residuals[p.residuals.clone()].to_vec(),
+            },
+            contrast_logprobs: head.logprobs[p.contrast.clone()].to_vec(),
+            states: Vec::new(),
+        };
+        if !self.states.is_empty() {
+            for pair in &packed.batch.pairs[p.policy.clone()] {
+                let at = pair.row as usize * self.width;
+                signals.states.extend(&self.states[at..at + self.width]);
+            }
+        }
+        signals
     }
 }
