@@ -7,6 +7,7 @@ pub mod interrupt;
 pub mod metrics;
 pub mod optimizer;
 pub mod packing;
+pub mod profiling;
 pub mod progress;
 pub mod run;
 pub mod run_dir;

@@ -16,6 +16,7 @@ use crate::model::batch::Batch;
 use crate::model::config::ModelShape;
 use crate::model::half_layer::HalfLayers;
 use crate::model::plan::peak_memory;
+use crate::profile::steps::StepRange;
 use crate::reward::RewardSet;
 use crate::rng::{Purpose, stream_key};
 use crate::tokenizer::Tokenizer;
@@ -24,6 +25,7 @@ use crate::train::evaluate::{EvalRow, evaluate};
 use crate::train::interrupt::Interrupt;
 use crate::train::metrics::{Metrics, MetricsWriter};
 use crate::train::optimizer::{Optimizer, learning_rate};
+use crate::train::profiling::Profiling;
 use crate::train::progress::{Progress, StepLine};
 use crate::train::run_dir::{RunDir, replace_dir, write_atomic};
 use crate::train::session::{
@@ -38,7 +40,13 @@ use crate::train::update::{SequenceState, TrainGroup, TrainSequence, UpdateStats
 
 /// Train as `config` says, into `run` (a new folder, or with `resume` the
 /// folder of an earlier run).
-pub fn train(config: Config, run: Option<PathBuf>, resume: bool, quiet: bool) -> Result<Outcome> {
+pub fn train(
+    config: Config,
+    run: Option<PathBuf>,
+    resume: bool,
+    quiet: bool,
+    profile: Option<StepRange>,
+) -> Result<Outcome> {
     on_device(
         &config.clone(),
         Training {
@@ -46,6 +54,7 @@ pub fn train(config: Config, run: Option<PathBuf>, resume: bool, quiet: bool) ->
             run,
             resume,
             quiet,
+            profile,
         },
     )
 }
@@ -55,6 +64,8 @@ struct Training {
     run: Option<PathBuf>,
     resume: bool,
     quiet: bool,
+    /// Steps to profile.
+    profile: Option<StepRange>,
 }
 
 /// The adapter that trains is the first resident one; a reference adapter, if
@@ -91,6 +102,7 @@ struct Trainer<D: HalfLayers> {
     interrupt: Interrupt,
     noise_floor: f64,
     quiet: bool,
+    profiling: Profiling,
 }
 
 impl<D: HalfLayers> Trainer<D> {
@@ -100,7 +112,14 @@ impl<D: HalfLayers> Trainer<D> {
             run,
             resume,
             quiet,
+            profile,
         } = training;
+        let last = config.train.steps;
+        let first = match (&run, resume) {
+            (Some(root), true) => 1 + RunDir::open(root)?.latest_checkpoint()?.map_or(0, |c| c.0),
+            _ => 1,
+        };
+        let profiling = Profiling::new(&device, profile, first, last)?;
         advantage::validate(&config.advantage, config.rollout.group_size)?;
         let credit =
             CreditAssigner::new(&config.credit).map_err(|e| UsageError::new(format!("{e:#}")))?;
@@ -236,6 +255,7 @@ impl<D: HalfLayers> Trainer<D> {
             noise_floor: 0.0,
             config,
             quiet,
+            profiling,
         })
     }
 
@@ -282,10 +302,15 @@ impl<D: HalfLayers> Trainer<D> {
     fn steps(&mut self) -> Result<Outcome> {
         while self.state.step < self.config.train.steps {
             if self.interrupt.requested() {
+                self.profiling.end(&self.session.engine)?;
                 self.save_checkpoint()?;
                 return Ok(Outcome::Interrupted);
             }
+            self.profiling
+                .before(self.state.step + 1, &self.session.engine)?;
             self.step()?;
+            self.profiling
+                .after(self.state.step, &self.session.engine)?;
         }
         Ok(Outcome::Done)
     }
@@ -536,6 +561,10 @@ impl<D: HalfLayers> Trainer<D> {
     /// The last evaluation, the summary, and a word to the user.
     fn finish(&mut self, outcome: Outcome) -> Result<Outcome> {
         self.progress.finish();
+        let device = self.session.engine.device.name();
+        if let Some(table) = self.profiling.report(self.dir.root(), &device)? {
+            crate::cli::print(&table)?;
+        }
         if outcome == Outcome::Interrupted {
             eprintln!(
                 "saved after step {}; continue with: arca train --run {} --resume",

@@ -17,6 +17,7 @@ use crate::loss::{
 };
 use crate::model::engine::{Engine, HeadOutput};
 use crate::model::half_layer::HalfLayers;
+use crate::profile;
 use crate::train::optimizer::Optimizer;
 use crate::train::packing::{PackGroup, PackSpec, Packed, PackedSequence, pack};
 
@@ -173,8 +174,9 @@ impl Updater {
                 ..spec
             };
             for packed in pack(&packed_groups, &scoring)? {
-                let start = Instant::now();
+                let (start, range) = (Instant::now(), profile::phase("score"));
                 let out = self.forward(engine, &packed, false, residuals)?;
+                drop(range);
                 stats.score += start.elapsed();
                 stats.rows += packed.batch_rows;
                 for p in &packed.sequences {
@@ -194,8 +196,9 @@ impl Updater {
             false => spec,
         };
         for packed in pack(&packed_groups, &training)? {
-            let start = Instant::now();
+            let (start, range) = (Instant::now(), profile::phase("forward"));
             let out = self.forward(engine, &packed, true, training.residuals)?;
+            drop(range);
             stats.forward += start.elapsed();
             stats.rows += packed.batch_rows;
             let mut coefficients = vec![0f32; packed.grad_pairs];
@@ -239,8 +242,11 @@ impl Updater {
                 stats.loss += loss.loss;
                 stats.loss_stats.merge(&loss.stats);
             }
-            let start = Instant::now();
+            let (start, range) = (Instant::now(), profile::phase("backward"));
             engine.backward(self.adapter, &coefficients, &mut optimizer.grads)?;
+            // Else what comes next would seem to take the backward's time.
+            engine.device.wait(&engine.ctx())?;
+            drop(range);
             stats.backward += start.elapsed();
         }
         Ok(stats)
