@@ -22,6 +22,7 @@ pub mod tokenizer;
 pub mod device;
 pub mod model;
 pub mod ops;
+pub mod profile;
 pub mod rng;
 
 pub mod reward;

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use crate::model::plan::parse_bytes;
+use crate::profile::steps::StepRange;
 use crate::reward::Fallback;
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 
@@ -134,6 +135,10 @@ pub struct TrainArgs {
     /// Continue the run in --run from its latest checkpoint
     #[arg(long, requires = "run")]
     pub resume: bool,
+    /// Profile these steps, as in 3:5: a table by op and trace.json in the run folder, and the
+    /// vendor's profiler told (cudaProfilerStart and Stop)
+    #[arg(long, value_name = "A:B")]
+    pub profile_steps: Option<StepRange>,
     #[command(flatten)]
     pub common: ConfigArgs,
 }
@@ -349,11 +354,15 @@ pub enum BenchKind {
     Sweep,
 }
 
-/// Model shapes that `arca bench kernels` knows.
+/// Model shapes that benches know without a model folder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum KernelShape {
+pub enum BenchShape {
     /// The bundled demo
     Demo,
+    #[value(name = "5m")]
+    M5,
+    #[value(name = "100m")]
+    M100,
     #[value(name = "0.6b")]
     Qwen0_6b,
     #[value(name = "1.7b")]
@@ -387,24 +396,25 @@ pub struct BenchArgs {
     /// Sequences side by side: the same as --prompts
     #[arg(long, value_name = "N", conflicts_with = "prompts")]
     pub batch: Option<usize>,
-    /// Prompts of random tokens [default: decode 1, update 16, sweep 4 for each arm, rollout offline
-    /// 256, else 8]
+    /// Prompts of random tokens [default: decode 1, sweep 4 for each arm, rollout offline 256, else 8;
+    /// update 16, on a CPU without a model folder 8, of large shapes 2]
     #[arg(long, value_name = "N")]
     pub prompts: Option<usize>,
     /// Sweep: adapters that sample side by side
     #[arg(long, value_name = "N", default_value_t = 8)]
     pub arms: usize,
-    /// Completions per prompt [default: rollout, sweep and step 8, else 1]
+    /// Completions per prompt [default: 8; decode, and update of a model folder, 1]
     #[arg(long, value_name = "K")]
     pub group_size: Option<usize>,
-    /// Tokens of a prompt [default: decode 32, update 1, rollout offline 100 to 1024, else 64]
+    /// Tokens of a prompt [default: decode 32, rollout offline 100 to 1024, else 64; update on a
+    /// GPU 256, of a model folder 1]
     #[arg(long, value_name = "N")]
     pub prompt_length: Option<usize>,
-    /// Tokens of a completion, in rollout of the longest [default: update 128, rollout 256 or
-    /// offline 1024, else 64]
+    /// Tokens of a completion, in rollout of the longest [default: rollout 256 or offline 1024,
+    /// else 64; update on a GPU 512, of a model folder 128]
     #[arg(long, value_name = "N")]
     pub new_tokens: Option<usize>,
-    /// Update: 8 prompts of 64 tokens x 8 completions of seeded lengths from 8
+    /// Update: completions of seeded lengths from 8; of a model folder 8 prompts of 64 tokens x 8
     #[arg(long)]
     pub ragged: bool,
     /// Timed runs, after one that is not [default: 5, rollout's offline workload 1]
@@ -418,15 +428,25 @@ pub struct BenchArgs {
     /// Rollout: run after run for so long, and say whether memory grew
     #[arg(long, value_name = "S", conflicts_with = "repeats")]
     pub seconds: Option<u64>,
-    /// Kernels: model shapes [default: the three on a GPU, else demo]
+    /// Kernels and update: demo, 5m, 100m, 0.6b, 1.7b or 4b, with random weights; kernels take
+    /// several [default: kernels the last three on a GPU, else demo; update 1.7b on a GPU, else 5m]
     #[arg(long, value_enum, value_delimiter = ',', value_name = "SHAPES")]
-    pub shape: Vec<KernelShape>,
+    #[arg(hide_possible_values = true, conflicts_with = "model")]
+    pub shape: Vec<BenchShape>,
     /// Kernels: packed rows of one call [default: 8192 on a GPU, else 64]
     #[arg(long, value_name = "N")]
     pub rows: Option<usize>,
     /// Rank of the adapter; decode has none without it [config: lora.r]
     #[arg(long, value_name = "R")]
     pub lora_r: Option<usize>,
+    /// Update: profile these of the timed runs, as in 2:3: a table by op, a trace, and the vendor's
+    /// profiler told
+    #[arg(long, value_name = "A:B")]
+    pub profile_steps: Option<StepRange>,
+    /// Where the trace of --profile-steps goes
+    #[arg(long, value_name = "FILE.json", default_value = "trace.json")]
+    #[arg(requires = "profile_steps")]
+    pub out: PathBuf,
     #[command(flatten)]
     pub config: ReadConfigArgs,
 }

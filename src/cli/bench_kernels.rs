@@ -10,15 +10,15 @@ mod bed;
 use anyhow::Result;
 use serde_json::{Value, json};
 
-use super::args::{BenchArgs, KernelShape};
+use super::args::{BenchArgs, BenchShape};
 use super::{Outcome, UsageError, print};
-use crate::device::{BatchCapacity, Ctx};
-use crate::model::batch::Batch;
+use crate::device::Ctx;
 use crate::model::config::ModelShape;
 use crate::model::half_layer::HalfLayers;
 use crate::ops::cost::Cost;
+use crate::profile::roof::Roof;
 use crate::train::session::{OnDevice, on_device};
-use bed::{Bed, all, all_mut, median, random_act, random_weight};
+use bed::Bed;
 
 /// Runs the verb.
 pub fn run(args: BenchArgs) -> Result<Outcome> {
@@ -34,30 +34,13 @@ struct Kernels<'a> {
     args: &'a BenchArgs,
 }
 
-/// A shape of the family, with one layer: ops do not know the others.
-fn shape_of(which: KernelShape) -> ModelShape {
-    let (hidden, intermediate, heads) = match which {
-        KernelShape::Demo => (128, 256, 4),
-        KernelShape::Qwen0_6b => (1024, 3072, 16),
-        KernelShape::Qwen1_7b => (2048, 6144, 16),
-        KernelShape::Qwen4b => (2560, 9728, 32),
-    };
-    let demo = which == KernelShape::Demo;
-    ModelShape {
-        vocab_size: if demo { 512 } else { 151_936 },
-        hidden_size: hidden,
-        intermediate_size: intermediate,
+/// A shape with one layer (ops do not know the others) and room for any batch.
+fn one_layer(which: BenchShape) -> Result<ModelShape> {
+    Ok(ModelShape {
         num_layers: 1,
-        num_heads: heads,
-        num_kv_heads: if demo { 2 } else { 8 },
-        head_dim: if demo { 64 } else { 128 },
-        rms_norm_eps: 1e-6,
-        rope_theta: 1e6,
-        attention_bias: false,
-        tie_word_embeddings: true,
         max_position_embeddings: 4096,
-        eos_ids: Vec::new(),
-    }
+        ..which.shape()?
+    })
 }
 
 impl OnDevice for Kernels<'_> {
@@ -69,16 +52,16 @@ impl OnDevice for Kernels<'_> {
         let rows = self.args.rows.unwrap_or(if large { 8192 } else { 64 });
         let shapes = match self.args.shape.as_slice() {
             [] if large => vec![
-                KernelShape::Qwen0_6b,
-                KernelShape::Qwen1_7b,
-                KernelShape::Qwen4b,
+                BenchShape::Qwen0_6b,
+                BenchShape::Qwen1_7b,
+                BenchShape::Qwen4b,
             ],
-            [] => vec![KernelShape::Demo],
+            [] => vec![BenchShape::Demo],
             chosen => chosen.to_vec(),
         };
         let stream = device.new_stream()?;
         let ctx = Ctx { stream: &stream };
-        let roof = Roof::measure(&device, &ctx, if large { 8192 } else { 512 })?;
+        let roof = Roof::measure(&device, &ctx)?;
         let name = device.name();
         print(&format!(
             "{name}: product {:.2} TFLOP/s, copy {:.1} GB/s\n",
@@ -96,68 +79,6 @@ impl OnDevice for Kernels<'_> {
             }
         }
         Ok(())
-    }
-}
-
-/// What this device reaches at best.
-pub(super) struct Roof {
-    /// Operations a second.
-    pub flops: f64,
-    /// Bytes read and written a second.
-    pub bytes: f64,
-}
-
-impl Roof {
-    /// Of a product and a copy of n by n elements and more.
-    pub(super) fn measure<D: HalfLayers>(device: &D, ctx: &Ctx<D>, n: usize) -> Result<Roof> {
-        let batch = device.new_batch(BatchCapacity {
-            rows: 1,
-            segments: 1,
-            pairs: 1,
-            ..BatchCapacity::default()
-        })?;
-        let weight = device.load_matrix(&[random_weight(n, n)?], None, false)?;
-        let x = random_act(device, ctx, n * n)?;
-        let mut y = device.alloc::<D::Act>(n * n)?;
-        let seconds = median(device, ctx, &mut || {
-            device.linear_forward(
-                ctx,
-                &batch,
-                n,
-                &weight,
-                all(&x, n * n),
-                None,
-                all_mut(&mut y, n * n),
-            )
-        })?;
-        // A copy of the same kind as the kernels': a residual add without the
-        // norm would be an op of its own, so the embedding's row copy stands in.
-        let vocab = 4096.min(n * 8);
-        let table = device.load_table(random_weight(vocab, n)?)?;
-        let mut gather = Batch::default();
-        let tokens: Vec<u32> = (0..8 * n).map(|i| (i % vocab) as u32).collect();
-        gather.push_segment(&tokens, &[], None);
-        let mut loaded = device.new_batch(BatchCapacity {
-            rows: tokens.len(),
-            segments: 1,
-            pairs: 1,
-            ..BatchCapacity::default()
-        })?;
-        device.load_batch(ctx, &mut loaded, gather)?;
-        let len = tokens.len() * n;
-        let mut out = device.alloc::<D::Act>(len)?;
-        let copy = median(device, ctx, &mut || {
-            device.embedding_forward(ctx, &loaded, &table, all_mut(&mut out, len))
-        })?;
-        Ok(Roof {
-            flops: 2.0 * (n as f64).powi(3) / seconds,
-            bytes: 2.0 * (len * size_of::<D::Act>()) as f64 / copy,
-        })
-    }
-
-    /// Seconds that the op takes at least.
-    fn bound(&self, cost: &Cost) -> f64 {
-        (cost.flops / self.flops).max(cost.bytes / self.bytes)
     }
 }
 

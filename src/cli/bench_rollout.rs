@@ -18,8 +18,7 @@ use anyhow::{Result, ensure};
 
 use super::Outcome;
 use super::args::{BenchArgs, BenchKind, RolloutWorkload};
-use super::bench::cpu_seconds;
-use super::bench_kernels::Roof;
+use super::bench::measure;
 use crate::config::Config;
 use crate::device::Ctx;
 use crate::device::memory::Role;
@@ -28,6 +27,7 @@ use crate::model::config::ModelShape;
 use crate::model::half_layer::HalfLayers;
 use crate::model::plan::resident_memory;
 use crate::ops::decode::page_elements;
+use crate::profile::roof::Roof;
 use crate::rng::{Purpose, Stream};
 use crate::rollout::stats::RolloutStats;
 use crate::rollout::{Event, Request, Sampling};
@@ -171,12 +171,13 @@ struct Bench<'a> {
     args: &'a BenchArgs,
 }
 
-/// One run of the workload.
-pub(super) struct Timed {
-    pub(super) seconds: f64,
-    /// Time on all cores together, where the system tells.
-    cpu_seconds: Option<f64>,
+/// One run of the workload, timed.
+pub(super) type Timed = measure::Timed<Sampled>;
+
+/// What a run found out.
+pub(super) struct Sampled {
     stats: RolloutStats,
+    /// Memory of the process after it.
     resident: Option<u64>,
 }
 
@@ -202,11 +203,10 @@ impl OnDevice for Bench<'_> {
         let mut session = Session::open(device, config, &dir, &demand, vec![adapter])?;
         let roof = {
             let engine = &session.engine;
-            let large = engine.device.name().starts_with("NVIDIA");
             let ctx = Ctx {
                 stream: engine.ctx().stream,
             };
-            Roof::measure(&engine.device, &ctx, if large { 8192 } else { 512 })?
+            Roof::measure(&engine.device, &ctx)?
         };
         let (repeats, warm) = match (args.repeats, args.workload) {
             (Some(n), _) => (n, true),
@@ -230,9 +230,9 @@ impl OnDevice for Bench<'_> {
             if runs.len() > 1 {
                 // Long soaks keep times, not every forward of every run.
                 let last = runs.len() - 1;
-                runs[last].stats.steps = Vec::new();
+                runs[last].detail.stats.steps = Vec::new();
             }
-            timed.resident = resident_memory();
+            timed.detail.resident = resident_memory();
             runs.push(timed);
         }
         let element = size_of::<D::Act>();
@@ -263,7 +263,6 @@ pub(super) fn sample<D: HalfLayers>(
     run: usize,
     adapters: &[AdapterId],
 ) -> Result<Timed> {
-    let k = workload.group_size;
     let mut sampling = Sampling {
         stop_ids: Vec::new(),
         ..session.sampling(config)
@@ -271,7 +270,18 @@ pub(super) fn sample<D: HalfLayers>(
     // A training step's prompts are new to its adapter.
     session.kv.pages.prefixes.clear();
     sampling.temperature = workload.temperature.unwrap_or(sampling.temperature);
-    let (start, cpu) = (Instant::now(), cpu_seconds());
+    measure::Timed::run(|| draw(session, config, workload, &sampling, run, adapters))
+}
+
+fn draw<D: HalfLayers>(
+    session: &mut Session<D>,
+    config: &Config,
+    workload: &Workload,
+    sampling: &Sampling,
+    run: usize,
+    adapters: &[AdapterId],
+) -> Result<Sampled> {
+    let k = workload.group_size;
     let mut rollout = session.rollout();
     let count = workload.prompts.len();
     let asked = adapters.iter().flat_map(|adapter| {
@@ -320,16 +330,13 @@ pub(super) fn sample<D: HalfLayers>(
             rollout.cancel(request, Some(sample), &mut |_| Ok(()))?;
         }
     }
-    let seconds = start.elapsed().as_secs_f64();
     let tokens: usize = drawn.values().sum();
     let wanted = adapters.len() * workload.lengths.iter().sum::<usize>();
     ensure!(
         tokens == wanted,
         "{tokens} tokens were drawn where {wanted} were asked for"
     );
-    Ok(Timed {
-        seconds,
-        cpu_seconds: cpu_seconds().zip(cpu).map(|(after, before)| after - before),
+    Ok(Sampled {
         stats: rollout.stats().clone(),
         resident: None,
     })

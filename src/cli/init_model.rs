@@ -1,7 +1,7 @@
 //! `arca init-model`: a randomly initialised checkpoint.
 
 use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
@@ -45,7 +45,9 @@ pub fn run(args: InitModelArgs) -> Result<Outcome> {
     std::fs::create_dir_all(&args.out)
         .with_context(|| format!("cannot create {}", args.out.display()))?;
     let std = json["initializer_range"].as_f64().unwrap_or(0.02) as f32;
-    write(&weights, &shape, args.seed, args.dtype, std)?;
+    write(&weights, &shape, args.dtype, &mut |file, tensor, n| {
+        normal_values(file, tensor, n, args.seed, args.dtype, std)
+    })?;
     let out = args.out.join("config.json");
     std::fs::write(&out, text).with_context(|| format!("cannot write {}", out.display()))?;
     // The folder, or the one around it where several sizes share a tokenizer.
@@ -96,8 +98,53 @@ fn tensors(shape: &ModelShape) -> Vec<(String, Vec<usize>)> {
     out
 }
 
+/// A checkpoint for benches: `config` as config.json, and weights that repeat
+/// the same few numbers, which takes no longer than writing the file.
+pub(super) fn write_quickly(dir: &Path, config: &str, dtype: WeightDtype) -> Result<()> {
+    let json: Value = serde_json::from_str(config).context("a shape's config.json")?;
+    let shape = ModelShape::from_json(&json)?;
+    let std = json["initializer_range"].as_f64().unwrap_or(0.02) as f32;
+    let to_bytes = |x: f32| match dtype {
+        WeightDtype::Bf16 => <bf16 as Float>::from_f32(x).to_le_bytes().to_vec(),
+        WeightDtype::F32 => x.to_le_bytes().to_vec(),
+    };
+    let key = split_key(0);
+    // A period that is no multiple of a row.
+    let period: Vec<u8> = (0..65_521)
+        .flat_map(|i| {
+            let words = philox([i, 0, 0, 0], key);
+            to_bytes(std * nearly_normal([words[0], words[1]]))
+        })
+        .collect();
+    let ones: Vec<u8> = (0..shape.hidden_size.max(shape.head_dim))
+        .flat_map(|_| to_bytes(1.0))
+        .collect();
+    write(
+        &dir.join("model.safetensors"),
+        &shape,
+        dtype,
+        &mut |file, tensor, n| {
+            let mut bytes = n * to_bytes(0.0).len();
+            if tensor.ends_with("norm.weight") {
+                return file.write_all(&ones[..bytes]);
+            }
+            while bytes > 0 {
+                let now = bytes.min(period.len());
+                file.write_all(&period[..now])?;
+                bytes -= now;
+            }
+            Ok(())
+        },
+    )?;
+    let out = dir.join("config.json");
+    std::fs::write(&out, config).with_context(|| format!("cannot write {}", out.display()))
+}
+
+/// Writes the values of a tensor, of which it is told name and number.
+type Fill<'a> = dyn FnMut(&mut BufWriter<File>, &str, usize) -> io::Result<()> + 'a;
+
 /// Stream the file out, tensor after tensor: it may be larger than memory.
-fn write(path: &Path, shape: &ModelShape, seed: u64, dtype: WeightDtype, std: f32) -> Result<()> {
+fn write(path: &Path, shape: &ModelShape, dtype: WeightDtype, fill: &mut Fill) -> Result<()> {
     let (name, size) = match dtype {
         WeightDtype::Bf16 => ("BF16", 2),
         WeightDtype::F32 => ("F32", 4),
@@ -124,29 +171,38 @@ fn write(path: &Path, shape: &ModelShape, seed: u64, dtype: WeightDtype, std: f3
         .and_then(|()| file.write_all(header.as_bytes()))
         .with_context(cannot)?;
     for (tensor, dims) in &list {
-        let n: usize = dims.iter().product();
-        let norm = tensor.ends_with("norm.weight");
-        let bias = tensor.ends_with(".bias");
-        let key = split_key(mix(seed ^ hash_bytes(tensor.as_bytes())));
-        for block in 0..n.div_ceil(2) {
-            let words = philox([block as u32, (block >> 32) as u32, 0, 0], key);
-            for half in 0..2.min(n - block * 2) {
-                let x = match (norm, bias) {
-                    (true, _) => 1.0,
-                    (_, true) => 0.0,
-                    _ => std * nearly_normal([words[2 * half], words[2 * half + 1]]),
-                };
-                match dtype {
-                    WeightDtype::Bf16 => {
-                        file.write_all(&<bf16 as Float>::from_f32(x).to_le_bytes())
-                    }
-                    WeightDtype::F32 => file.write_all(&x.to_le_bytes()),
-                }
-                .with_context(cannot)?;
+        fill(&mut file, tensor, dims.iter().product()).with_context(cannot)?;
+    }
+    file.flush().with_context(cannot)
+}
+
+/// Norms 1, biases 0, the rest nearly normal, keyed by seed and name.
+fn normal_values(
+    file: &mut BufWriter<File>,
+    tensor: &str,
+    n: usize,
+    seed: u64,
+    dtype: WeightDtype,
+    std: f32,
+) -> io::Result<()> {
+    let norm = tensor.ends_with("norm.weight");
+    let bias = tensor.ends_with(".bias");
+    let key = split_key(mix(seed ^ hash_bytes(tensor.as_bytes())));
+    for block in 0..n.div_ceil(2) {
+        let words = philox([block as u32, (block >> 32) as u32, 0, 0], key);
+        for half in 0..2.min(n - block * 2) {
+            let x = match (norm, bias) {
+                (true, _) => 1.0,
+                (_, true) => 0.0,
+                _ => std * nearly_normal([words[2 * half], words[2 * half + 1]]),
+            };
+            match dtype {
+                WeightDtype::Bf16 => file.write_all(&<bf16 as Float>::from_f32(x).to_le_bytes())?,
+                WeightDtype::F32 => file.write_all(&x.to_le_bytes())?,
             }
         }
     }
-    file.flush().with_context(cannot)
+    Ok(())
 }
 
 /// Sum of four 16-bit uniforms, centred, unit variance (Irwin-Hall): close

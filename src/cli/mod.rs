@@ -52,6 +52,9 @@ pub fn main() -> ExitCode {
             return ExitCode::from(u8::try_from(answer.exit_code()).unwrap_or(USAGE));
         }
     };
+    if let Err(e) = crate::profile::listen_to_tools() {
+        eprintln!("warning: no ranges are told to the profiler: {e}");
+    }
     match dispatch(cli.verb) {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
         Ok(Outcome::Interrupted) => ExitCode::from(INTERRUPTED),

@@ -7,5 +7,11 @@ use crate::train::run;
 /// Runs the verb.
 pub fn run(args: TrainArgs) -> anyhow::Result<Outcome> {
     let config = args.load()?;
-    run::train(config, args.run, args.resume, args.common.quiet)
+    run::train(
+        config,
+        args.run,
+        args.resume,
+        args.common.quiet,
+        args.profile_steps,
+    )
 }

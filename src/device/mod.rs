@@ -7,6 +7,7 @@
 pub mod cpu;
 pub mod cuda;
 pub mod memory;
+pub mod nvtx;
 
 use anyhow::Result;
 use half::bf16;
@@ -116,6 +117,11 @@ pub trait Device: Send + Sync + Sized + 'static {
     fn memory_kind(&self) -> MemoryKind;
     /// Bytes that could be allocated now, where it is known.
     fn available_memory(&self) -> Option<u64>;
+    /// Most bytes allocated at once so far, where the device has a memory of
+    /// its own.
+    fn peak_memory(&self) -> Option<u64> {
+        None
+    }
     fn upload<T: Element>(&self, ctx: &Ctx<Self>, to: SliceMut<Self, T>, from: &[T]) -> Result<()>;
     fn download<T: Element>(
         &self,
@@ -136,7 +142,31 @@ pub trait Device: Send + Sync + Sized + 'static {
         work()?;
         Ok(start.elapsed().as_secs_f64())
     }
+    /// Wait for all work of the stream so far.
+    fn wait(&self, _: &Ctx<Self>) -> Result<()> {
+        Ok(())
+    }
+    /// The stream's present end, whose time is told later; none where work is
+    /// done when its call returns, so that the host's clock tells.
+    fn mark(&self, _: &Ctx<Self>) -> Result<Option<Mark>> {
+        Ok(None)
+    }
+    /// Seconds from the first of these marks to each, in order of their
+    /// recording, waiting for the last. All but the last are given up.
+    fn mark_times(&self, marks: &[Mark]) -> Result<Vec<f64>> {
+        anyhow::ensure!(marks.is_empty(), "marks of another device");
+        Ok(Vec::new())
+    }
+    /// Let profilers of the vendor begin or end what they collect
+    /// (cudaProfilerStart and Stop).
+    fn collect(&self, _on: bool) -> Result<()> {
+        Ok(())
+    }
 }
+
+/// See [`Device::mark`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mark(pub u64);
 
 /// What a batch descriptor has room for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

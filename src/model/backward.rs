@@ -6,7 +6,9 @@ use anyhow::Result;
 use crate::device::Float;
 use crate::model::buffers::{Activations, Scratch};
 use crate::model::half_layer::{Context, GradientArena, HalfLayers, Pass, slice, slice_mut};
+use crate::ops::cost::{self, Cost};
 use crate::ops::rmsnorm::NormShape;
+use crate::profile::{self, op};
 
 /// Add to `grads` the gradient of sum over grad pairs of coefficient * log pi.
 /// `scratch` holds u (from the head's forward) and the coefficients. With
@@ -24,30 +26,53 @@ pub fn backward<D: HalfLayers, R: Float>(
     let shape = &pass.model.shape;
     let hidden = shape.hidden_size;
     let pairs = device.batch(pass.batch).grad_pairs;
-    device.logprob_backward(
+    op(
+        device,
         pass.ctx,
-        pass.batch,
-        hidden,
-        slice(&scratch.coefficients, pairs),
-        slice(&scratch.u, pairs * hidden),
-        slice_mut(&mut scratch.dx, rows * hidden),
-    )?;
-    device.zero(pass.ctx, slice_mut(&mut scratch.dh, rows * hidden))?;
-    device.rmsnorm_backward(
-        pass.ctx,
-        NormShape {
-            rows,
-            hidden,
-            eps: shape.rms_norm_eps,
+        "logprob_backward",
+        || cost::logprob_backward(rows, pairs, hidden, size_of::<D::Act>()),
+        || {
+            device.logprob_backward(
+                pass.ctx,
+                pass.batch,
+                hidden,
+                slice(&scratch.coefficients, pairs),
+                slice(&scratch.u, pairs * hidden),
+                slice_mut(&mut scratch.dx, rows * hidden),
+            )
         },
-        acts.h_in.get(shape.num_layers, rows, rows),
-        &pass.model.final_norm,
-        slice(&acts.rstd_final, rows),
-        slice(&scratch.dx, rows * hidden),
-        slice_mut(&mut scratch.dh, rows * hidden),
-        slice_mut(&mut scratch.dy, rows * hidden),
+    )?;
+    op(
+        device,
+        pass.ctx,
+        "zero",
+        || Cost::of_bytes(4 * rows * hidden),
+        || device.zero(pass.ctx, slice_mut(&mut scratch.dh, rows * hidden)),
+    )?;
+    op(
+        device,
+        pass.ctx,
+        "rmsnorm_backward",
+        || cost::rmsnorm_backward(rows, hidden, size_of::<D::Act>(), size_of::<R>()),
+        || {
+            device.rmsnorm_backward(
+                pass.ctx,
+                NormShape {
+                    rows,
+                    hidden,
+                    eps: shape.rms_norm_eps,
+                },
+                acts.h_in.get(shape.num_layers, rows, rows),
+                &pass.model.final_norm,
+                slice(&acts.rstd_final, rows),
+                slice(&scratch.dx, rows * hidden),
+                slice_mut(&mut scratch.dh, rows * hidden),
+                slice_mut(&mut scratch.dy, rows * hidden),
+            )
+        },
     )?;
     for layer in (0..shape.num_layers).rev() {
+        let _range = profile::layer(layer);
         if recompute {
             let again = Pass {
                 rows,

@@ -140,6 +140,14 @@ impl Batch {
                 .sum::<usize>()
     }
 
+    /// How many of the first `rows` rows go through an adapter.
+    pub fn adapted_rows(&self, rows: usize) -> usize {
+        let adapted = self.segments.iter().filter(|s| s.adapter.is_some());
+        adapted
+            .map(|s| s.rows.end.min(rows).saturating_sub(s.rows.start))
+            .sum()
+    }
+
     /// Maximal runs of rows with one adapter, cut at `saved_rows`.
     pub fn runs(&self) -> Vec<Run> {
         let mut runs: Vec<Run> = Vec::new();

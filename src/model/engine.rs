@@ -18,7 +18,9 @@ use crate::model::half_layer::{Context, GradientArena, HalfLayers, Pass, slice, 
 use crate::model::plan::{Capacity, EXACT, Phase, Plan, Planned, WeightTypes, noise_floor_rows};
 use crate::model::qwen3::Model;
 use crate::ops::Ops;
+use crate::ops::cost::{self, Cost};
 use crate::ops::sample::{SampleRequest, Sampled};
+use crate::profile::op;
 
 /// An adapter on the device: its map and its f32 master copy.
 pub struct Resident<D: Ops> {
@@ -271,12 +273,20 @@ impl<D: HalfLayers> Engine<D> {
         let ctx = Ctx {
             stream: &self.stream,
         };
-        self.device.sync_adapter(
+        op(
+            &self.device,
             &ctx,
-            &mut self.adapters,
-            id,
-            &resident.layout,
-            slice(&resident.params, resident.layout.len()),
+            "sync_adapter",
+            || Cost::of_bytes(resident.layout.len() * (4 + size_of::<D::Act>())),
+            || {
+                self.device.sync_adapter(
+                    &ctx,
+                    &mut self.adapters,
+                    id,
+                    &resident.layout,
+                    slice(&resident.params, resident.layout.len()),
+                )
+            },
         )
     }
 
@@ -307,10 +317,17 @@ impl<D: HalfLayers> Engine<D> {
                 && batch.residual_pairs.len() <= self.capacity.pairs,
             "a batch is over its plan"
         );
+        let rows = batch.rows();
         let ctx = Ctx {
             stream: &self.stream,
         };
-        self.device.load_batch(&ctx, &mut self.batch, batch)
+        op(
+            &self.device,
+            &ctx,
+            "load_batch",
+            || Cost::of_bytes(8 * rows),
+            || self.device.load_batch(&ctx, &mut self.batch, batch),
+        )
     }
 
     /// Forward and head of a packed batch. With `training`, u is kept for
@@ -332,19 +349,36 @@ impl<D: HalfLayers> Engine<D> {
         let ctx = Ctx {
             stream: &self.stream,
         };
+        let u_pairs = if training { grad_pairs } else { 0 };
         let u = match (&mut self.scratch, training) {
             (Some(s), true) => Some(slice_mut(&mut s.u, grad_pairs * hidden_size)),
             _ => None,
         };
-        self.device.logprob_forward(
+        op(
+            &self.device,
             &ctx,
-            &self.batch,
-            &self.model.head,
-            temperature,
-            slice(&self.acts.x_final, rows * hidden_size),
-            slice_mut(&mut self.logprobs, pairs),
-            slice_mut(&mut self.entropies, pairs),
-            u,
+            "logprob_forward",
+            || {
+                cost::logprob_forward(
+                    pairs,
+                    u_pairs,
+                    hidden_size,
+                    self.model.shape.vocab_size,
+                    size_of::<D::Act>(),
+                )
+            },
+            || {
+                self.device.logprob_forward(
+                    &ctx,
+                    &self.batch,
+                    &self.model.head,
+                    temperature,
+                    slice(&self.acts.x_final, rows * hidden_size),
+                    slice_mut(&mut self.logprobs, pairs),
+                    slice_mut(&mut self.entropies, pairs),
+                    u,
+                )
+            },
         )?;
         let mut out = HeadOutput {
             logprobs: vec![0.0; pairs],
@@ -352,14 +386,23 @@ impl<D: HalfLayers> Engine<D> {
             residuals: vec![0.0; if hidden.is_some() { residuals } else { 0 }],
         };
         let n = out.residuals.len();
-        for (buf, host) in [
-            (&self.logprobs, &mut out.logprobs),
-            (&self.entropies, &mut out.entropies),
-        ] {
-            self.device.download(&ctx, slice(buf, pairs), host)?;
-        }
-        self.device
-            .download(&ctx, slice(&self.norms, n), &mut out.residuals)?;
+        let bytes = 4 * (2 * pairs + n);
+        op(
+            &self.device,
+            &ctx,
+            "download",
+            || Cost::of_bytes(bytes),
+            || {
+                for (buf, host) in [
+                    (&self.logprobs, &mut out.logprobs),
+                    (&self.entropies, &mut out.entropies),
+                ] {
+                    self.device.download(&ctx, slice(buf, pairs), host)?;
+                }
+                self.device
+                    .download(&ctx, slice(&self.norms, n), &mut out.residuals)
+            },
+        )?;
         Ok(out)
     }
 
@@ -407,6 +450,7 @@ impl<D: HalfLayers> Engine<D> {
             rows: host.rows(),
             saved_rows: host.saved_rows,
             batch: &self.batch,
+            layout: Some(&self.residents[adapter.0 as usize].layout),
         };
         let mut arena = GradientArena {
             layout: &self.residents[adapter.0 as usize].layout,
@@ -437,7 +481,20 @@ impl<D: HalfLayers> Engine<D> {
             stream: &self.stream,
         };
         let x = slice(&self.acts.x_final, rows * self.model.shape.hidden_size);
-        self.device.sample(&ctx, &self.model.head, x, requests)
+        op(
+            &self.device,
+            &ctx,
+            "sample",
+            || {
+                cost::sample(
+                    requests.len(),
+                    self.model.shape.hidden_size,
+                    self.model.shape.vocab_size,
+                    size_of::<D::Act>(),
+                )
+            },
+            || self.device.sample(&ctx, &self.model.head, x, requests),
+        )
     }
 
     /// The loaded batch's final states, post-norm, `[rows, hidden]`, and its
@@ -492,6 +549,7 @@ impl<D: HalfLayers> Engine<D> {
             batch: &self.batch,
             rows: host.rows(),
             saved_rows: 0,
+            layout: adapted_layout(host, &self.residents),
         };
         forward(&self.device, &pass, exact, Context::Packed, None)?;
         let hidden = self.model.shape.hidden_size;
@@ -560,6 +618,7 @@ impl<D: HalfLayers> Engine<D> {
             rows: host.rows(),
             saved_rows: host.saved_rows,
             batch: &self.batch,
+            layout: adapted_layout(host, &self.residents),
         };
         let pairs = host.residual_pairs.len();
         let probe = hidden.map(|hidden| ResidualProbe {
@@ -568,4 +627,13 @@ impl<D: HalfLayers> Engine<D> {
         });
         forward(&self.device, &pass, &mut self.acts, context, probe)
     }
+}
+
+/// The layout that the batch's first adapted rows go through.
+fn adapted_layout<'a, D: Ops>(
+    batch: &Batch,
+    residents: &'a [Resident<D>],
+) -> Option<&'a AdapterLayout> {
+    let id = batch.segments.iter().find_map(|s| s.adapter)?;
+    Some(&residents.get(id.0 as usize)?.layout)
 }

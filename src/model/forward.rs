@@ -7,7 +7,9 @@ use crate::credit::HiddenChoice;
 use crate::device::{Float, SliceMut};
 use crate::model::buffers::Activations;
 use crate::model::half_layer::{Context, HalfLayers, Pass, slice};
+use crate::ops::cost;
 use crate::ops::rmsnorm::NormShape;
+use crate::profile::{self, op};
 
 /// What to compare between adapted and base rows on the way, and where the
 /// norms go (one per residual pair of the batch).
@@ -29,13 +31,22 @@ pub fn forward<D: HalfLayers, R: Float>(
     let (rows, saved) = (pass.rows, pass.saved_rows);
     let shape = &pass.model.shape;
     let layers = shape.num_layers;
-    device.embedding_forward(
+    op(
+        device,
         pass.ctx,
-        pass.batch,
-        &pass.model.embedding,
-        acts.h_in.get_mut(0, saved, rows),
+        "embedding_forward",
+        || cost::embedding(rows, shape.hidden_size, size_of::<D::Act>(), size_of::<R>()),
+        || {
+            device.embedding_forward(
+                pass.ctx,
+                pass.batch,
+                &pass.model.embedding,
+                acts.h_in.get_mut(0, saved, rows),
+            )
+        },
     )?;
     for layer in 0..layers {
+        let _range = profile::layer(layer);
         device.attention_half_forward(pass, layer, acts, &mut context)?;
         // The stream after layer N is the input of layer N + 1.
         if layer > 0 {
@@ -50,28 +61,36 @@ pub fn forward<D: HalfLayers, R: Float>(
         }
         device.mlp_half_forward(pass, layer, acts)?;
     }
-    device.rmsnorm_forward(
+    op(
+        device,
         pass.ctx,
-        NormShape {
-            rows,
-            hidden: shape.hidden_size,
-            eps: shape.rms_norm_eps,
-        },
-        Some((
-            acts.h_mid.get(layers - 1, saved, rows),
-            slice(&acts.y, rows * shape.hidden_size),
-        )),
-        acts.h_in.get_mut(layers, saved, rows),
-        &pass.model.final_norm,
-        SliceMut {
-            buf: &mut acts.x_final,
-            start: 0,
-            len: rows * shape.hidden_size,
-        },
-        SliceMut {
-            buf: &mut acts.rstd_final,
-            start: 0,
-            len: rows,
+        "rmsnorm_forward",
+        || cost::rmsnorm_forward(rows, shape.hidden_size, size_of::<D::Act>(), size_of::<R>()),
+        || {
+            device.rmsnorm_forward(
+                pass.ctx,
+                NormShape {
+                    rows,
+                    hidden: shape.hidden_size,
+                    eps: shape.rms_norm_eps,
+                },
+                Some((
+                    acts.h_mid.get(layers - 1, saved, rows),
+                    slice(&acts.y, rows * shape.hidden_size),
+                )),
+                acts.h_in.get_mut(layers, saved, rows),
+                &pass.model.final_norm,
+                SliceMut {
+                    buf: &mut acts.x_final,
+                    start: 0,
+                    len: rows * shape.hidden_size,
+                },
+                SliceMut {
+                    buf: &mut acts.rstd_final,
+                    start: 0,
+                    len: rows,
+                },
+            )
         },
     )?;
     probe_at(
@@ -93,13 +112,22 @@ pub fn forward<D: HalfLayers, R: Float>(
     if let Some(probe) = &mut probe
         && probe.hidden == HiddenChoice::PostNorm
     {
+        let pairs = probe.norms.len;
         let x = slice(&acts.x_final, rows * shape.hidden_size);
-        device.residual_norms(
+        op(
+            device,
             pass.ctx,
-            pass.batch,
-            shape.hidden_size,
-            x,
-            probe.norms.reborrow(),
+            "residual_norms",
+            || cost::residual(pairs, shape.hidden_size, size_of::<D::Act>()),
+            || {
+                device.residual_norms(
+                    pass.ctx,
+                    pass.batch,
+                    shape.hidden_size,
+                    x,
+                    probe.norms.reborrow(),
+                )
+            },
         )?;
     }
     Ok(())
@@ -119,11 +147,20 @@ fn probe_at<D: HalfLayers, R: Float>(
     if probe.hidden != here {
         return Ok(());
     }
-    device.residual_norms(
+    let (pairs, hidden) = (probe.norms.len, pass.model.shape.hidden_size);
+    op(
+        device,
         pass.ctx,
-        pass.batch,
-        pass.model.shape.hidden_size,
-        acts.h_in.get(level, pass.saved_rows, pass.rows),
-        probe.norms.reborrow(),
+        "residual_norms",
+        || cost::residual(pairs, hidden, size_of::<R>()),
+        || {
+            device.residual_norms(
+                pass.ctx,
+                pass.batch,
+                hidden,
+                acts.h_in.get(level, pass.saved_rows, pass.rows),
+                probe.norms.reborrow(),
+            )
+        },
     )
 }

@@ -7,13 +7,16 @@
 use anyhow::Result;
 
 use crate::device::{Ctx, Float, Slice, SliceMut};
+use crate::model::adapter::AdapterLayout;
 use crate::model::buffers::{Activations, KvCache, Scratch};
 use crate::model::config::{Group, ModelShape};
 use crate::model::qwen3::{Layer, Model};
 use crate::ops::Ops;
+use crate::ops::cost::{self, Cost, Ranks};
 use crate::ops::linear::Linear;
 use crate::ops::lora::LoraCall;
 use crate::ops::rmsnorm::NormShape;
+use crate::profile;
 
 /// What stays the same through all layers of one forward.
 pub struct Pass<'a, D: Ops> {
@@ -28,11 +31,31 @@ pub struct Pass<'a, D: Ops> {
     /// Whether layers are computed again for their backward, from the stream
     /// that entered them.
     pub again: bool,
+    /// Of the batch's first adapted rows: what profiles count LoRA's cost by.
+    pub layout: Option<&'a AdapterLayout>,
 }
 
 impl<D: Ops> Pass<'_, D> {
     fn shape(&self) -> &ModelShape {
         &self.model.shape
+    }
+
+    /// One op as a range of profiles.
+    fn op(
+        &self,
+        device: &D,
+        name: &'static str,
+        cost: impl FnOnce() -> Cost,
+        work: impl FnOnce() -> Result<()>,
+    ) -> Result<()> {
+        profile::op(device, self.ctx, name, cost, work)
+    }
+
+    /// LoRA's part in a group of products of a layer over the first `rows` rows.
+    fn ranks(&self, device: &D, layer: usize, group: Group, rows: usize) -> Ranks {
+        let adapted = device.batch(self.batch).adapted_rows(rows);
+        let of = |layout| Ranks::new(layout, layer, group, adapted);
+        self.layout.map(of).unwrap_or_default()
     }
 
     fn norm(&self, rows: usize) -> NormShape {
@@ -106,7 +129,7 @@ impl HalfLayers for crate::device::cuda::Cuda {}
 
 /// Gradients of one adapter, accumulated in place.
 pub struct GradientArena<'a, D: Ops> {
-    pub layout: &'a crate::model::adapter::AdapterLayout,
+    pub layout: &'a AdapterLayout,
     pub grads: &'a mut D::Buf<f32>,
 }
 
@@ -128,14 +151,21 @@ pub fn attention_half_forward<D: Ops, R: Float>(
             slice(&acts.y, rows * shape.hidden_size),
         )),
     };
-    device.rmsnorm_forward(
-        pass.ctx,
-        pass.norm(rows),
-        add,
-        acts.h_in.get_mut(layer, saved, rows),
-        &weights.norm1,
-        acts.xn1.get_mut(layer, saved, rows),
-        acts.rstd1.get_mut(layer, saved, rows),
+    pass.op(
+        device,
+        "rmsnorm_forward",
+        || cost::rmsnorm_forward(rows, shape.hidden_size, size_of::<D::Act>(), size_of::<R>()),
+        || {
+            device.rmsnorm_forward(
+                pass.ctx,
+                pass.norm(rows),
+                add,
+                acts.h_in.get_mut(layer, saved, rows),
+                &weights.norm1,
+                acts.xn1.get_mut(layer, saved, rows),
+                acts.rstd1.get_mut(layer, saved, rows),
+            )
+        },
     )?;
     linear(
         device,
@@ -147,15 +177,22 @@ pub fn attention_half_forward<D: Ops, R: Float>(
         acts.s_qkv.get_mut(layer, saved, rows),
         acts.qkv.get_mut(layer, saved, rows),
     )?;
-    device.qknorm_rope_forward(
-        pass.ctx,
-        pass.batch,
-        shape,
-        rows,
-        &weights.qk_norm,
-        &pass.model.rope,
-        acts.qkv.get(layer, saved, rows),
-        acts.qk.get_mut(layer, saved, rows),
+    pass.op(
+        device,
+        "qknorm_rope_forward",
+        || cost::qknorm_rope_forward(rows, shape, size_of::<D::Act>()),
+        || {
+            device.qknorm_rope_forward(
+                pass.ctx,
+                pass.batch,
+                shape,
+                rows,
+                &weights.qk_norm,
+                &pass.model.rope,
+                acts.qkv.get(layer, saved, rows),
+                acts.qk.get_mut(layer, saved, rows),
+            )
+        },
     )?;
     let (qk, qkv) = (
         acts.qk.get(layer, saved, rows),
@@ -163,23 +200,37 @@ pub fn attention_half_forward<D: Ops, R: Float>(
     );
     let out = acts.attended.get_mut(layer, saved, rows);
     match context {
-        Context::Packed => device.attention_forward(
-            pass.ctx,
-            pass.batch,
-            shape,
-            qk,
-            qkv,
-            out,
-            acts.lse.get_mut(layer, saved, rows),
+        Context::Packed => pass.op(
+            device,
+            "attention_forward",
+            || cost::attention_forward(device.batch(pass.batch), rows, shape, size_of::<D::Act>()),
+            || {
+                device.attention_forward(
+                    pass.ctx,
+                    pass.batch,
+                    shape,
+                    qk,
+                    qkv,
+                    out,
+                    acts.lse.get_mut(layer, saved, rows),
+                )
+            },
         )?,
-        Context::Paged(cache) => device.decode_attention(
-            pass.ctx,
-            pass.batch,
-            shape,
-            qk,
-            qkv,
-            cache.layer_mut(layer),
-            out,
+        Context::Paged(cache) => pass.op(
+            device,
+            "decode_attention",
+            || cost::paged_attention(device.batch(pass.batch), rows, shape, size_of::<D::Act>()),
+            || {
+                device.decode_attention(
+                    pass.ctx,
+                    pass.batch,
+                    shape,
+                    qk,
+                    qkv,
+                    cache.layer_mut(layer),
+                    out,
+                )
+            },
         )?,
     }
     linear(
@@ -203,17 +254,24 @@ pub fn mlp_half_forward<D: Ops, R: Float>(
 ) -> Result<()> {
     let (rows, saved, shape) = (pass.rows, pass.saved_rows, pass.shape());
     let weights: &Layer<D> = &pass.model.layers[layer];
-    device.rmsnorm_forward(
-        pass.ctx,
-        pass.norm(rows),
-        Some((
-            acts.h_in.get(layer, saved, rows),
-            slice(&acts.y, rows * shape.hidden_size),
-        )),
-        acts.h_mid.get_mut(layer, saved, rows),
-        &weights.norm2,
-        acts.xn2.get_mut(layer, saved, rows),
-        acts.rstd2.get_mut(layer, saved, rows),
+    pass.op(
+        device,
+        "rmsnorm_forward",
+        || cost::rmsnorm_forward(rows, shape.hidden_size, size_of::<D::Act>(), size_of::<R>()),
+        || {
+            device.rmsnorm_forward(
+                pass.ctx,
+                pass.norm(rows),
+                Some((
+                    acts.h_in.get(layer, saved, rows),
+                    slice(&acts.y, rows * shape.hidden_size),
+                )),
+                acts.h_mid.get_mut(layer, saved, rows),
+                &weights.norm2,
+                acts.xn2.get_mut(layer, saved, rows),
+                acts.rstd2.get_mut(layer, saved, rows),
+            )
+        },
     )?;
     linear(
         device,
@@ -225,12 +283,19 @@ pub fn mlp_half_forward<D: Ops, R: Float>(
         acts.s_gate_up.get_mut(layer, saved, rows),
         acts.gate_up.get_mut(layer, saved, rows),
     )?;
-    device.swiglu_forward(
-        pass.ctx,
-        rows,
-        shape.intermediate_size,
-        acts.gate_up.get(layer, saved, rows),
-        acts.act.get_mut(layer, saved, rows),
+    pass.op(
+        device,
+        "swiglu_forward",
+        || cost::swiglu_forward(rows, shape.intermediate_size, size_of::<D::Act>()),
+        || {
+            device.swiglu_forward(
+                pass.ctx,
+                rows,
+                shape.intermediate_size,
+                acts.gate_up.get(layer, saved, rows),
+                acts.act.get_mut(layer, saved, rows),
+            )
+        },
     )?;
     if pass.again {
         // What the layer puts out, no backward looks at.
@@ -277,13 +342,20 @@ pub fn mlp_half_backward<D: Ops, R: Float>(
         Some(slice_mut(&mut scratch.d_act, rows * i)),
         grads,
     )?;
-    device.swiglu_backward(
-        pass.ctx,
-        rows,
-        i,
-        acts.gate_up.get(layer, rows, rows),
-        slice(&scratch.d_act, rows * i),
-        slice_mut(&mut scratch.d_gate_up, rows * 2 * i),
+    pass.op(
+        device,
+        "swiglu_backward",
+        || cost::swiglu_backward(rows, i, size_of::<D::Act>()),
+        || {
+            device.swiglu_backward(
+                pass.ctx,
+                rows,
+                i,
+                acts.gate_up.get(layer, rows, rows),
+                slice(&scratch.d_act, rows * i),
+                slice_mut(&mut scratch.d_gate_up, rows * 2 * i),
+            )
+        },
     )?;
     linear_backward(
         device,
@@ -298,15 +370,22 @@ pub fn mlp_half_backward<D: Ops, R: Float>(
         Some(slice_mut(&mut scratch.dx, rows * h)),
         grads,
     )?;
-    device.rmsnorm_backward(
-        pass.ctx,
-        pass.norm(rows),
-        acts.h_mid.get(layer, rows, rows),
-        &weights.norm2,
-        acts.rstd2.get(layer, rows, rows),
-        slice(&scratch.dx, rows * h),
-        slice_mut(&mut scratch.dh, rows * h),
-        slice_mut(&mut scratch.dy, rows * h),
+    pass.op(
+        device,
+        "rmsnorm_backward",
+        || cost::rmsnorm_backward(rows, h, size_of::<D::Act>(), size_of::<R>()),
+        || {
+            device.rmsnorm_backward(
+                pass.ctx,
+                pass.norm(rows),
+                acts.h_mid.get(layer, rows, rows),
+                &weights.norm2,
+                acts.rstd2.get(layer, rows, rows),
+                slice(&scratch.dx, rows * h),
+                slice_mut(&mut scratch.dh, rows * h),
+                slice_mut(&mut scratch.dy, rows * h),
+            )
+        },
     )
 }
 
@@ -340,28 +419,42 @@ pub fn attention_half_backward<D: Ops, R: Float>(
         Some(slice_mut(&mut scratch.d_attended, rows * q)),
         grads,
     )?;
-    device.attention_backward(
-        pass.ctx,
-        pass.batch,
-        shape,
-        acts.qk.get(layer, rows, rows),
-        acts.qkv.get(layer, rows, rows),
-        acts.attended.get(layer, rows, rows),
-        acts.lse.get(layer, rows, rows),
-        slice(&scratch.d_attended, rows * q),
-        slice_mut(&mut scratch.d_qk, rows * qk),
-        slice_mut(&mut scratch.d_qkv, rows * qkv),
+    pass.op(
+        device,
+        "attention_backward",
+        || cost::attention_backward(device.batch(pass.batch), rows, shape, size_of::<D::Act>()),
+        || {
+            device.attention_backward(
+                pass.ctx,
+                pass.batch,
+                shape,
+                acts.qk.get(layer, rows, rows),
+                acts.qkv.get(layer, rows, rows),
+                acts.attended.get(layer, rows, rows),
+                acts.lse.get(layer, rows, rows),
+                slice(&scratch.d_attended, rows * q),
+                slice_mut(&mut scratch.d_qk, rows * qk),
+                slice_mut(&mut scratch.d_qkv, rows * qkv),
+            )
+        },
     )?;
-    device.qknorm_rope_backward(
-        pass.ctx,
-        pass.batch,
-        shape,
-        rows,
-        &weights.qk_norm,
-        &pass.model.rope,
-        acts.qkv.get(layer, rows, rows),
-        slice(&scratch.d_qk, rows * qk),
-        slice_mut(&mut scratch.d_qkv, rows * qkv),
+    pass.op(
+        device,
+        "qknorm_rope_backward",
+        || cost::qknorm_rope_backward(rows, shape, size_of::<D::Act>()),
+        || {
+            device.qknorm_rope_backward(
+                pass.ctx,
+                pass.batch,
+                shape,
+                rows,
+                &weights.qk_norm,
+                &pass.model.rope,
+                acts.qkv.get(layer, rows, rows),
+                slice(&scratch.d_qk, rows * qk),
+                slice_mut(&mut scratch.d_qkv, rows * qkv),
+            )
+        },
     )?;
     let dx = match layer {
         0 => None,
@@ -383,16 +476,44 @@ pub fn attention_half_backward<D: Ops, R: Float>(
     if layer == 0 {
         return Ok(());
     }
-    device.rmsnorm_backward(
-        pass.ctx,
-        pass.norm(rows),
-        acts.h_in.get(layer, rows, rows),
-        &weights.norm1,
-        acts.rstd1.get(layer, rows, rows),
-        slice(&scratch.dx, rows * h),
-        slice_mut(&mut scratch.dh, rows * h),
-        slice_mut(&mut scratch.dy, rows * h),
+    pass.op(
+        device,
+        "rmsnorm_backward",
+        || cost::rmsnorm_backward(rows, h, size_of::<D::Act>(), size_of::<R>()),
+        || {
+            device.rmsnorm_backward(
+                pass.ctx,
+                pass.norm(rows),
+                acts.h_in.get(layer, rows, rows),
+                &weights.norm1,
+                acts.rstd1.get(layer, rows, rows),
+                slice(&scratch.dx, rows * h),
+                slice_mut(&mut scratch.dh, rows * h),
+                slice_mut(&mut scratch.dy, rows * h),
+            )
+        },
     )
+}
+
+/// Names of the products in profiles, by group.
+const FORWARD: [&str; 4] = [
+    "linear_forward qkv",
+    "linear_forward o",
+    "linear_forward gate_up",
+    "linear_forward down",
+];
+const BACKWARD: [&str; 4] = [
+    "linear_backward qkv",
+    "linear_backward o",
+    "linear_backward gate_up",
+    "linear_backward down",
+];
+
+/// Cost of a group's base product, in either direction; a weight's element
+/// counts as large as an activation's.
+fn product<D: Ops>(pass: &Pass<D>, group: Group, rows: usize, act: usize) -> Cost {
+    let outputs = group.outputs(pass.shape()).iter().sum();
+    cost::product(rows, group.inputs(pass.shape()), outputs, act, act)
 }
 
 /// One adapted product: shrink, then base and expand together.
@@ -407,9 +528,18 @@ fn linear<D: Ops>(
     mut s: SliceMut<D, D::Act>,
     y: SliceMut<D, D::Act>,
 ) -> Result<()> {
+    let act = size_of::<D::Act>();
     let adapted = shrink(device, pass, layer, group, x, s.reborrow())?;
     let call = adapted.then(|| lora_call(pass, layer, group, s.as_const()));
-    device.linear_forward(pass.ctx, pass.batch, pass.rows, weight, x, call, y)
+    pass.op(
+        device,
+        FORWARD[group as usize],
+        || {
+            product(pass, group, pass.rows, act)
+                + pass.ranks(device, layer, group, pass.rows).expand(act)
+        },
+        || device.linear_forward(pass.ctx, pass.batch, pass.rows, weight, x, call, y),
+    )
 }
 
 /// s of adapted rows, where there are any.
@@ -423,16 +553,26 @@ fn shrink<D: Ops>(
 ) -> Result<bool> {
     let s_width = pass.s_width[group as usize];
     if s_width > 0 {
-        device.lora_shrink(
-            pass.ctx,
-            pass.batch,
-            pass.rows,
-            pass.adapters,
-            layer,
-            group,
-            x,
-            s,
-            s_width,
+        pass.op(
+            device,
+            "lora_shrink",
+            || {
+                let ranks = pass.ranks(device, layer, group, pass.rows);
+                ranks.shrink(size_of::<D::Act>())
+            },
+            || {
+                device.lora_shrink(
+                    pass.ctx,
+                    pass.batch,
+                    pass.rows,
+                    pass.adapters,
+                    layer,
+                    group,
+                    x,
+                    s,
+                    s_width,
+                )
+            },
         )?;
     }
     Ok(s_width > 0)
@@ -454,38 +594,61 @@ fn linear_backward<D: Ops>(
     grads: &mut GradientArena<D>,
 ) -> Result<()> {
     let (rows, s_width) = (pass.saved_rows, pass.s_width[group as usize]);
+    let act = size_of::<D::Act>();
     let mut call = None;
     if s_width > 0 {
-        device.lora_shrink_backward(
-            pass.ctx,
-            pass.batch,
-            rows,
-            pass.adapters,
-            layer,
-            group,
-            dy,
-            slice_mut(ds, rows * s_width),
-            s_width,
+        pass.op(
+            device,
+            "lora_shrink_backward",
+            || pass.ranks(device, layer, group, rows).shrink_backward(act),
+            || {
+                device.lora_shrink_backward(
+                    pass.ctx,
+                    pass.batch,
+                    rows,
+                    pass.adapters,
+                    layer,
+                    group,
+                    dy,
+                    slice_mut(ds, rows * s_width),
+                    s_width,
+                )
+            },
         )?;
         let len = grads.layout.len();
-        device.lora_gradients(
-            pass.ctx,
-            pass.batch,
-            rows,
-            grads.layout,
-            layer,
-            group,
-            x,
-            s,
-            dy,
-            slice(ds, rows * s_width),
-            s_width,
-            slice_mut(grads.grads, len),
+        pass.op(
+            device,
+            "lora_gradients",
+            || pass.ranks(device, layer, group, rows).gradients(act),
+            || {
+                device.lora_gradients(
+                    pass.ctx,
+                    pass.batch,
+                    rows,
+                    grads.layout,
+                    layer,
+                    group,
+                    x,
+                    s,
+                    dy,
+                    slice(ds, rows * s_width),
+                    s_width,
+                    slice_mut(grads.grads, len),
+                )
+            },
         )?;
         call = Some(lora_call(pass, layer, group, slice(ds, rows * s_width)));
     }
     match dx {
-        Some(dx) => device.linear_backward(pass.ctx, pass.batch, rows, weight, dy, call, dx),
+        Some(dx) => pass.op(
+            device,
+            BACKWARD[group as usize],
+            || {
+                product(pass, group, rows, act)
+                    + pass.ranks(device, layer, group, rows).expand_backward(act)
+            },
+            || device.linear_backward(pass.ctx, pass.batch, rows, weight, dy, call, dx),
+        ),
         None => Ok(()),
     }
 }

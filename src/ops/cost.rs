@@ -5,8 +5,9 @@
 //! of the residual stream. A multiply-add is two operations; exponentials and
 //! roots count as one.
 
+use crate::model::adapter::AdapterLayout;
 use crate::model::batch::Batch;
-use crate::model::config::ModelShape;
+use crate::model::config::{Group, ModelShape};
 
 /// Least work of one call.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -15,7 +16,23 @@ pub struct Cost {
     pub bytes: f64,
 }
 
+impl std::ops::Add for Cost {
+    type Output = Cost;
+
+    fn add(self, other: Cost) -> Cost {
+        Cost {
+            flops: self.flops + other.flops,
+            bytes: self.bytes + other.bytes,
+        }
+    }
+}
+
 impl Cost {
+    /// Of copies and clears: bytes alone.
+    pub fn of_bytes(bytes: usize) -> Cost {
+        Cost::new(0, bytes)
+    }
+
     fn new(flops: usize, bytes: usize) -> Cost {
         Cost {
             flops: flops as f64,
@@ -53,28 +70,74 @@ pub fn product(rows: usize, inputs: usize, outputs: usize, act: usize, weight: u
     )
 }
 
-/// s = c x A^T over parts of one input: `ranks` is their sum.
-pub fn lora_shrink(rows: usize, inputs: usize, ranks: usize, act: usize) -> Cost {
-    Cost::new(
-        2 * rows * inputs * ranks,
-        act * (rows * (inputs + ranks) + inputs * ranks),
-    )
+/// LoRA's factors in one group of products, as a batch's adapted rows go
+/// through them.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Ranks {
+    pub rows: usize,
+    pub inputs: usize,
+    /// Of all modules together.
+    pub outputs: usize,
+    /// Sum of the modules' ranks.
+    pub r: usize,
+    /// Parameters of the modules' B: sum of outputs times rank.
+    pub b: usize,
 }
 
-/// y += s B^T as a kernel of its own: y is read and written once more.
-pub fn lora_expand(rows: usize, outputs: usize, r: usize, act: usize) -> Cost {
-    Cost::new(
-        2 * rows * outputs * r,
-        act * (rows * (2 * outputs + r) + outputs * r),
-    )
-}
+impl Ranks {
+    pub fn new(layout: &AdapterLayout, layer: usize, group: Group, rows: usize) -> Ranks {
+        let factors = group.modules().iter().map(|&m| layout.factor(layer, m));
+        factors.flatten().fold(
+            Ranks {
+                rows,
+                inputs: group.inputs(layout.shape()),
+                ..Ranks::default()
+            },
+            |sum, f| Ranks {
+                outputs: sum.outputs + f.outputs,
+                r: sum.r + f.r,
+                b: sum.b + f.outputs * f.r,
+                ..sum
+            },
+        )
+    }
 
-/// dA and dB of one module, in f32.
-pub fn lora_gradients(rows: usize, inputs: usize, outputs: usize, r: usize, act: usize) -> Cost {
-    Cost::new(
-        2 * rows * r * (inputs + outputs),
-        act * rows * (inputs + outputs + 2 * r) + 8 * r * (inputs + outputs),
-    )
+    /// s = c x A^T.
+    pub fn shrink(self, act: usize) -> Cost {
+        let a = self.inputs * self.r;
+        Cost::new(
+            2 * self.rows * a,
+            act * (self.rows * (self.inputs + self.r) + a),
+        )
+    }
+
+    /// ds = c dy B.
+    pub fn shrink_backward(self, act: usize) -> Cost {
+        Cost::new(
+            2 * self.rows * self.b,
+            act * (self.rows * (self.outputs + self.r) + self.b),
+        )
+    }
+
+    /// What s B^T adds to a product that reads and writes x and y anyway.
+    pub fn expand(self, act: usize) -> Cost {
+        Cost::new(2 * self.rows * self.b, act * (self.rows * self.r + self.b))
+    }
+
+    /// What ds A adds to the product's backward.
+    pub fn expand_backward(self, act: usize) -> Cost {
+        let a = self.inputs * self.r;
+        Cost::new(2 * self.rows * a, act * (self.rows * self.r + a))
+    }
+
+    /// dA and dB, in f32.
+    pub fn gradients(self, act: usize) -> Cost {
+        let parameters = self.inputs * self.r + self.b;
+        Cost::new(
+            2 * self.rows * parameters,
+            act * self.rows * (self.inputs + self.outputs + 2 * self.r) + 8 * parameters,
+        )
+    }
 }
 
 /// q and k of qkv read, and written normalised and rotated.
@@ -126,6 +189,25 @@ pub fn decode_attention(rows: usize, context: usize, shape: &ModelShape, act: us
     )
 }
 
+/// The rows of a batch over KV pages: every position of a segment's context is
+/// read once for the segment.
+pub fn paged_attention(batch: &Batch, rows: usize, shape: &ModelShape, act: usize) -> Cost {
+    let pairs: usize = batch.positions[..rows]
+        .iter()
+        .map(|&p| p as usize + 1)
+        .sum();
+    let context: usize = batch
+        .segments
+        .iter()
+        .filter(|s| !s.rows.is_empty() && s.rows.end <= rows)
+        .map(|s| batch.positions[s.rows.end - 1] as usize + 1)
+        .sum();
+    Cost::new(
+        4 * pairs * shape.q_width(),
+        act * (2 * context * shape.kv_width() + 2 * rows * (shape.q_width() + shape.kv_width())),
+    )
+}
+
 /// gate and up read, their product written.
 pub fn swiglu_forward(rows: usize, width: usize, act: usize) -> Cost {
     Cost::new(4 * rows * width, 3 * rows * width * act)
@@ -171,7 +253,54 @@ pub fn sample(rows: usize, hidden: usize, vocab: usize, act: usize) -> Cost {
     )
 }
 
+/// Values read and their squares added.
+pub fn squared_norm(values: usize) -> Cost {
+    Cost::new(2 * values, 4 * values)
+}
+
 /// Parameters and two moments updated from gradients, all f32.
 pub fn adamw(parameters: usize) -> Cost {
     Cost::new(12 * parameters, 28 * parameters)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::adapter::LoraSettings;
+    use crate::model::config::Module;
+
+    #[test]
+    fn ranks_count_the_adapter_s_parameters() {
+        let config = include_str!("../../tools/compare/5m.json");
+        let shape = ModelShape::from_json(&serde_json::from_str(config).unwrap()).unwrap();
+        let settings = LoraSettings::uniform(&shape, &Module::ALL, 4, 8.0, 0.0, false);
+        let layout = AdapterLayout::new(&shape, settings).unwrap();
+        // Every parameter takes part in one multiply-add a row.
+        let flops: f64 = (0..shape.num_layers)
+            .flat_map(|layer| Group::ALL.map(|g| Ranks::new(&layout, layer, g, 1)))
+            .map(|r| r.shrink(4).flops + r.expand(4).flops)
+            .sum();
+        assert_eq!(flops, 2.0 * layout.len() as f64);
+        // q 256, k and v 128 columns of 256 inputs.
+        let qkv = Ranks::new(&layout, 0, Group::Qkv, 10);
+        assert_eq!((qkv.r, qkv.outputs, qkv.b), (12, 512, 4 * 512));
+        assert_eq!(qkv.gradients(4).flops, 20.0 * (256.0 * 12.0 + 2048.0));
+    }
+
+    #[test]
+    fn paged_rows_read_their_context_once() {
+        let shape = ModelShape::from_json(
+            &serde_json::from_str(include_str!("../../tools/compare/5m.json")).unwrap(),
+        )
+        .unwrap();
+        let mut batch = Batch::default();
+        batch.push_segment(&[1, 2, 3], &[], None);
+        batch.push_segment(&[4], &[], None);
+        batch.positions[3] = 9;
+        let cost = paged_attention(&batch, 4, &shape, 4);
+        // 1 + 2 + 3 and 10 pairs, of heads x head_dim = 256.
+        assert_eq!(cost.flops, 4.0 * 16.0 * 256.0);
+        // Contexts of 3 and 10 positions, k and v of 128 each.
+        assert_eq!(cost.bytes, 4.0 * (2.0 * 13.0 * 128.0 + 8.0 * 384.0));
+    }
 }

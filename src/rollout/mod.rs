@@ -31,6 +31,7 @@ use crate::model::buffers::KvCache;
 use crate::model::engine::Engine;
 use crate::model::half_layer::HalfLayers;
 use crate::ops::decode::PAGE;
+use crate::profile;
 use crate::rng::Purpose;
 use crate::tokenizer::Tokenizer;
 
@@ -224,6 +225,7 @@ impl<'a, D: HalfLayers> Rollout<'a, D> {
 
     /// Step until all samples have ended.
     pub fn run(&mut self, events: &mut dyn FnMut(Event) -> Result<()>) -> Result<()> {
+        let _range = profile::phase("rollout");
         while self.step(events)? {}
         Ok(())
     }

@@ -214,7 +214,8 @@ impl<D: HalfLayers> Study<D> {
             }
             for (arm, warning) in &step.warnings {
                 let at = step.line.step;
-                self.progress.warning(&format!("{arm}, step {at}: {warning}"));
+                self.progress
+                    .warning(&format!("{arm}, step {at}: {warning}"));
             }
             self.progress.step(&step.line);
         }

@@ -8,6 +8,7 @@ pub mod interrupt;
 pub mod metrics;
 pub mod optimizer;
 pub mod packing;
+pub mod profiling;
 pub mod progress;
 pub mod run;
 pub mod run_dir;

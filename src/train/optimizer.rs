@@ -15,6 +15,8 @@ use crate::model::half_layer::{HalfLayers, slice, slice_mut};
 use crate::model::peft::decimal;
 use crate::model::weights::map_file;
 use crate::ops::adamw::AdamWStep;
+use crate::ops::cost::{self, Cost};
+use crate::profile::{self, op};
 
 /// Gradients and moments of one adapter, on the device.
 pub struct Optimizer<D: HalfLayers> {
@@ -48,15 +50,25 @@ impl<D: HalfLayers> Optimizer<D> {
 
     pub fn zero_grads(&mut self, engine: &Engine<D>) -> Result<()> {
         let n = self.layout.len();
-        engine
-            .device
-            .zero(&engine.ctx(), slice_mut(&mut self.grads, n))
+        let (device, ctx) = (&engine.device, engine.ctx());
+        op(
+            device,
+            &ctx,
+            "zero",
+            || Cost::of_bytes(4 * n),
+            || device.zero(&ctx, slice_mut(&mut self.grads, n)),
+        )
     }
 
     /// Global L2 norm of the gradients, before clipping.
     pub fn grad_norm(&self, engine: &Engine<D>) -> Result<f64> {
         let grads = slice(&self.grads, self.layout.len());
-        Ok(engine.device.squared_norm(&engine.ctx(), grads)?.sqrt())
+        let (device, ctx) = (&engine.device, engine.ctx());
+        let cost = || cost::squared_norm(grads.len);
+        let squared = op(device, &ctx, "squared_norm", cost, || {
+            device.squared_norm(&ctx, grads)
+        })?;
+        Ok(squared.sqrt())
     }
 
     /// Clip and take one step at this learning rate; returns the norm before
@@ -67,6 +79,7 @@ impl<D: HalfLayers> Optimizer<D> {
         adapter: AdapterId,
         learning_rate: f64,
     ) -> Result<f64> {
+        let _range = profile::phase("optimizer");
         let norm = self.grad_norm(engine)?;
         ensure!(
             norm.is_finite(),
@@ -91,15 +104,24 @@ impl<D: HalfLayers> Optimizer<D> {
         let n = self.layout.len();
         let (grads, m, v) = (&self.grads, &mut self.m, &mut self.v);
         engine.update_params(adapter, |device: &D, ctx: &Ctx<D>, params| {
-            device.adamw(
+            op(
+                device,
                 ctx,
-                &step,
-                slice(grads, n),
-                slice_mut(params, n),
-                slice_mut(m, n),
-                slice_mut(v, n),
+                "adamw",
+                || cost::adamw(n),
+                || {
+                    device.adamw(
+                        ctx,
+                        &step,
+                        slice(grads, n),
+                        slice_mut(params, n),
+                        slice_mut(m, n),
+                        slice_mut(v, n),
+                    )
+                },
             )
         })?;
+        engine.device.wait(&engine.ctx())?;
         Ok(norm)
     }
 

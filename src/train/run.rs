@@ -7,8 +7,10 @@ use anyhow::Result;
 use crate::cli::Outcome;
 use crate::config::{Config, LossType};
 use crate::model::half_layer::HalfLayers;
+use crate::profile::steps::StepRange;
 use crate::train::arm::{ArmPlan, Beginning};
 use crate::train::evaluate::EvalRow;
+use crate::train::profiling::Profiling;
 use crate::train::progress::Progress;
 use crate::train::run_dir::RunDir;
 use crate::train::session::{OnDevice, on_device};
@@ -17,7 +19,13 @@ use crate::train::trainer::Trainer;
 
 /// Train as `config` says, into `run` (a new folder, or with `resume` the
 /// folder of an earlier run).
-pub fn train(config: Config, run: Option<PathBuf>, resume: bool, quiet: bool) -> Result<Outcome> {
+pub fn train(
+    config: Config,
+    run: Option<PathBuf>,
+    resume: bool,
+    quiet: bool,
+    profile: Option<StepRange>,
+) -> Result<Outcome> {
     on_device(
         &config.clone(),
         Training {
@@ -25,6 +33,7 @@ pub fn train(config: Config, run: Option<PathBuf>, resume: bool, quiet: bool) ->
             run,
             resume,
             quiet,
+            profile,
         },
     )
 }
@@ -34,12 +43,19 @@ struct Training {
     run: Option<PathBuf>,
     resume: bool,
     quiet: bool,
+    /// Steps to profile.
+    profile: Option<StepRange>,
 }
 
 impl OnDevice for Training {
     type Output = Outcome;
 
     fn run<D: HalfLayers>(self, device: D) -> Result<Outcome> {
+        let first = match (&self.run, self.resume) {
+            (Some(root), true) => 1 + RunDir::open(root)?.latest_checkpoint()?.map_or(0, |c| c.0),
+            _ => 1,
+        };
+        let mut profiling = Profiling::new(&device, self.profile, first, self.config.train.steps)?;
         let plan = ArmPlan {
             name: "adapter".to_string(),
             config: self.config.clone(),
@@ -65,8 +81,10 @@ impl OnDevice for Training {
         trainer.prepare()?;
         while trainer.goes_on() {
             if trainer.interrupted() {
+                profiling.end(&trainer.session.engine)?;
                 trainer.save()?;
                 progress.finish();
+                tell(&trainer, &profiling)?;
                 let arm = &trainer.arms[0];
                 eprintln!(
                     "saved after step {}; continue with: arca train --run {} --resume",
@@ -75,7 +93,10 @@ impl OnDevice for Training {
                 );
                 return Ok(Outcome::Interrupted);
             }
+            let next = trainer.arms[0].state.step + 1;
+            profiling.before(next, &trainer.session.engine)?;
             let step = trainer.step()?;
+            profiling.after(next, &trainer.session.engine)?;
             if let Some(error) = trainer.arms[0].failure.take() {
                 return Err(error);
             }
@@ -91,6 +112,7 @@ impl OnDevice for Training {
             progress.step(&step.line);
         }
         progress.finish();
+        tell(&trainer, &profiling)?;
 
         let rows = trainer.measure_arms(&[0])?;
         let arm = &mut trainer.arms[0];
@@ -104,6 +126,15 @@ impl OnDevice for Training {
             crate::cli::print(&report(&rows, &summary, &arm.dir))?;
         }
         Ok(Outcome::Done)
+    }
+}
+
+/// The profile, where one was asked for.
+fn tell<D: HalfLayers>(trainer: &Trainer<D>, profiling: &Profiling) -> Result<()> {
+    let device = trainer.session.engine.device.name();
+    match profiling.report(trainer.arms[0].dir.root(), &device)? {
+        Some(table) => crate::cli::print(&table),
+        None => Ok(()),
     }
 }
 

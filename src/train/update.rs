@@ -17,6 +17,7 @@ use crate::loss::{
 };
 use crate::model::engine::{Engine, HeadOutput};
 use crate::model::half_layer::HalfLayers;
+use crate::profile;
 use crate::train::optimizer::Optimizer;
 use crate::train::packing::{PackGroup, PackSpec, Packed, PackedSequence, pack};
 
@@ -189,8 +190,9 @@ impl Updater {
                 ..spec
             };
             for packed in pack(&packed_groups, &scoring)? {
-                let start = Instant::now();
+                let (start, range) = (Instant::now(), profile::phase("score"));
                 let out = self.forward(engine, &packed, false, residuals, needs.hidden_states)?;
+                drop(range);
                 stats.score += start.elapsed();
                 stats.rows += packed.batch_rows;
                 for p in &packed.sequences {
@@ -219,9 +221,10 @@ impl Updater {
         };
         let record = first_iteration && !score_first;
         for packed in batches {
-            let start = Instant::now();
+            let (start, range) = (Instant::now(), profile::phase("forward"));
             let (residuals, hidden) = (record && residuals, record && needs.hidden_states);
             let out = self.forward(engine, &packed, true, residuals, hidden)?;
+            drop(range);
             stats.forward += start.elapsed();
             stats.rows += packed.batch_rows;
             if record {
@@ -268,8 +271,11 @@ impl Updater {
                 stats.loss += loss.loss;
                 stats.loss_stats.merge(&loss.stats);
             }
-            let start = Instant::now();
+            let (start, range) = (Instant::now(), profile::phase("backward"));
             engine.backward(self.adapter, &coefficients, &mut optimizer.grads)?;
+            // Else what comes next would seem to take the backward's time.
+            engine.device.wait(&engine.ctx())?;
+            drop(range);
             stats.backward += start.elapsed();
         }
         Ok(stats)

@@ -3,93 +3,26 @@
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
-use memmap2::MmapMut;
 
-use super::{Row, shape_of};
-use crate::cli::args::{BenchArgs, KernelShape};
-use crate::device::{BatchCapacity, Ctx, Device, Element, Float, Slice, SliceMut};
+use super::{Row, one_layer};
+use crate::cli::args::{BenchArgs, BenchShape};
+use crate::device::{BatchCapacity, Ctx};
 use crate::episode::AdapterId;
 use crate::model::adapter::{AdapterLayout, LoraSettings};
 use crate::model::batch::{Batch, PageTable, Pair};
 use crate::model::config::{Group, ModelShape, Module};
 use crate::model::half_layer::HalfLayers;
 use crate::ops::adamw::AdamWStep;
-use crate::ops::cost::{self, Cost};
+use crate::ops::cost::{self, Cost, Ranks};
 use crate::ops::decode::{PAGE, page_elements};
-use crate::ops::linear::{WeightDtype, WeightView};
 use crate::ops::lora::LoraCall;
 use crate::ops::qknorm_rope::{QkNormWeights, RopeTable};
 use crate::ops::rmsnorm::NormShape;
 use crate::ops::sample::SampleRequest;
+use crate::profile::roof::{all, all_mut, median, random_act, random_buf, random_weight};
 use crate::rng::Stream;
 
 const POLICY: AdapterId = AdapterId(0);
-
-/// The median of several runs after two that warm up.
-pub(super) fn median<D: Device>(
-    device: &D,
-    ctx: &Ctx<D>,
-    work: &mut dyn FnMut() -> Result<()>,
-) -> Result<f64> {
-    work()?;
-    let first = device.timed(ctx, work)?;
-    let runs = ((0.3 / first.max(1e-6)) as usize).clamp(3, 50);
-    let mut times = (0..runs)
-        .map(|_| device.timed(ctx, work))
-        .collect::<Result<Vec<_>>>()?;
-    times.sort_by(f64::total_cmp);
-    Ok(times[runs / 2])
-}
-
-/// A bf16 weight of small random numbers.
-pub(super) fn random_weight(rows: usize, cols: usize) -> Result<WeightView> {
-    let bytes = rows * cols * 2;
-    let mut map = MmapMut::map_anon(bytes.max(1)).context("memory for a random weight")?;
-    let mut random = Stream::new((rows * cols) as u64);
-    // A period that is no multiple of a row: cheap, and no two rows are equal.
-    let period: Vec<[u8; 2]> = (0..65_521)
-        .map(|_| half::bf16::from_f32(0.1 * (random.unit() - 0.5)).to_le_bytes())
-        .collect();
-    for (to, from) in map.chunks_exact_mut(2).zip(period.iter().cycle()) {
-        to.copy_from_slice(from);
-    }
-    Ok(WeightView {
-        map: Arc::new(map.make_read_only().context("memory for a random weight")?),
-        bytes: 0..bytes,
-        dtype: WeightDtype::Bf16,
-        rows,
-        cols,
-    })
-}
-
-fn random_values<T: Float>(n: usize) -> Vec<T> {
-    let mut random = Stream::new(n as u64 ^ 0xbe);
-    let period: Vec<T> = (0..65_521.min(n.max(1)))
-        .map(|_| T::from_f32(2.0 * random.unit() - 1.0))
-        .collect();
-    period.iter().copied().cycle().take(n).collect()
-}
-
-fn random_buf<D: Device, T: Float>(device: &D, ctx: &Ctx<D>, n: usize) -> Result<D::Buf<T>> {
-    let mut buf = device.alloc(n)?;
-    device.upload(ctx, all_mut(&mut buf, n), &random_values::<T>(n))?;
-    Ok(buf)
-}
-
-pub(super) fn random_act<D: Device>(device: &D, ctx: &Ctx<D>, n: usize) -> Result<D::Buf<D::Act>> {
-    random_buf::<D, D::Act>(device, ctx, n)
-}
-
-pub(super) fn all<D: Device, T: Element>(buf: &D::Buf<T>, len: usize) -> Slice<'_, D, T> {
-    Slice { buf, start: 0, len }
-}
-
-pub(super) fn all_mut<D: Device, T: Element>(
-    buf: &mut D::Buf<T>,
-    len: usize,
-) -> SliceMut<'_, D, T> {
-    SliceMut { buf, start: 0, len }
-}
 
 /// A shape with a batch as a training step has it.
 pub(super) struct Bed<'a, D: HalfLayers> {
@@ -110,11 +43,11 @@ impl<'a, D: HalfLayers> Bed<'a, D> {
     pub(super) fn new(
         device: &'a D,
         ctx: &'a Ctx<'a, D>,
-        which: KernelShape,
+        which: BenchShape,
         rows: usize,
         args: &BenchArgs,
     ) -> Result<Self> {
-        let shape = shape_of(which);
+        let shape = one_layer(which)?;
         let r = args.lora_r.unwrap_or(16);
         let host = group_batch(rows, shape.vocab_size as u32);
         let mut batch = device.new_batch(BatchCapacity {
@@ -140,7 +73,7 @@ impl<'a, D: HalfLayers> Bed<'a, D> {
             _ => (8, 48),
         };
         Ok(Bed {
-            title: format!("{which:?}: {} rows, LoRA r {r}", host.rows()),
+            title: format!("{}: {} rows, LoRA r {r}", which.name(), host.rows()),
             rows: host.rows(),
             device,
             ctx,
@@ -288,21 +221,7 @@ impl<'a, D: HalfLayers> Bed<'a, D> {
         let mut ds = device.alloc::<D::Act>(rows * s_width)?;
         let mut grads = device.alloc::<f32>(self.layout.len())?;
         let product = cost::product(rows, inputs, outputs, act, 2);
-        let r: usize = group
-            .modules()
-            .iter()
-            .filter_map(|&m| self.layout.factor(0, m))
-            .map(|f| f.r)
-            .sum();
-        let shrink = cost::lora_shrink(rows, inputs, r, act);
-        let shrink_backward = cost::lora_shrink(rows, outputs, r / parts.len(), act);
-        let gradients =
-            cost::lora_gradients(rows, inputs * parts.len(), outputs, r / parts.len(), act);
-        // LoRA adds its operations; its bytes could be none beside s.
-        let with_lora = |c: Cost| Cost {
-            flops: c.flops + 2.0 * (rows * outputs * r / parts.len()) as f64,
-            bytes: c.bytes + (act * rows * r) as f64,
-        };
+        let ranks = Ranks::new(&self.layout, 0, group, rows);
         let name = |what: &str| format!("{what} {group:?}");
         let mut out = vec![
             self.time(&name("product"), product, &mut || {
@@ -316,7 +235,7 @@ impl<'a, D: HalfLayers> Bed<'a, D> {
                     all_mut(&mut y, rows * outputs),
                 )
             })?,
-            self.time(&name("lora_shrink"), shrink, &mut || {
+            self.time(&name("lora_shrink"), ranks.shrink(act), &mut || {
                 device.lora_shrink(
                     ctx,
                     &self.batch,
@@ -329,19 +248,23 @@ impl<'a, D: HalfLayers> Bed<'a, D> {
                     s_width,
                 )
             })?,
-            self.time(&name("lora_shrink_backward"), shrink_backward, &mut || {
-                device.lora_shrink_backward(
-                    ctx,
-                    &self.batch,
-                    rows,
-                    &self.adapters,
-                    0,
-                    group,
-                    all(&dy, rows * outputs),
-                    all_mut(&mut ds, rows * s_width),
-                    s_width,
-                )
-            })?,
+            self.time(
+                &name("lora_shrink_backward"),
+                ranks.shrink_backward(act),
+                &mut || {
+                    device.lora_shrink_backward(
+                        ctx,
+                        &self.batch,
+                        rows,
+                        &self.adapters,
+                        0,
+                        group,
+                        all(&dy, rows * outputs),
+                        all_mut(&mut ds, rows * s_width),
+                        s_width,
+                    )
+                },
+            )?,
         ];
         let call = |s| LoraCall {
             adapters: &self.adapters,
@@ -350,8 +273,10 @@ impl<'a, D: HalfLayers> Bed<'a, D> {
             s,
             s_width,
         };
-        out.push(
-            self.time(&name("linear_forward"), with_lora(product), &mut || {
+        out.push(self.time(
+            &name("linear_forward"),
+            product + ranks.expand(act),
+            &mut || {
                 device.linear_forward(
                     ctx,
                     &self.batch,
@@ -361,10 +286,12 @@ impl<'a, D: HalfLayers> Bed<'a, D> {
                     Some(call(all(&s, rows * s_width))),
                     all_mut(&mut y, rows * outputs),
                 )
-            })?,
-        );
-        out.push(
-            self.time(&name("linear_backward"), with_lora(product), &mut || {
+            },
+        )?);
+        out.push(self.time(
+            &name("linear_backward"),
+            product + ranks.expand_backward(act),
+            &mut || {
                 device.linear_backward(
                     ctx,
                     &self.batch,
@@ -374,24 +301,26 @@ impl<'a, D: HalfLayers> Bed<'a, D> {
                     Some(call(all(&ds, rows * s_width))),
                     all_mut(&mut dx, rows * inputs),
                 )
+            },
+        )?);
+        out.push(
+            self.time(&name("lora_gradients"), ranks.gradients(act), &mut || {
+                device.lora_gradients(
+                    ctx,
+                    &self.batch,
+                    rows,
+                    &self.layout,
+                    0,
+                    group,
+                    all(&x, rows * inputs),
+                    all(&s, rows * s_width),
+                    all(&dy, rows * outputs),
+                    all(&ds, rows * s_width),
+                    s_width,
+                    all_mut(&mut grads, self.layout.len()),
+                )
             })?,
         );
-        out.push(self.time(&name("lora_gradients"), gradients, &mut || {
-            device.lora_gradients(
-                ctx,
-                &self.batch,
-                rows,
-                &self.layout,
-                0,
-                group,
-                all(&x, rows * inputs),
-                all(&s, rows * s_width),
-                all(&dy, rows * outputs),
-                all(&ds, rows * s_width),
-                s_width,
-                all_mut(&mut grads, self.layout.len()),
-            )
-        })?);
         Ok(out)
     }
 

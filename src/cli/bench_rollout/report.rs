@@ -3,9 +3,9 @@
 use serde_json::{Value, json};
 
 use super::{Timed, Workload};
-use crate::cli::bench_kernels::Roof;
+use crate::cli::bench::measure::{Table, json_of, median, mib, with};
 use crate::model::config::ModelShape;
-use crate::model::plan::peak_memory;
+use crate::profile::roof::Roof;
 
 /// Slices of the time in the histogram of live rows.
 const SLICES: usize = 20;
@@ -36,13 +36,6 @@ impl Report {
         }
     }
 
-    /// The run of median time.
-    fn median(&self) -> &Timed {
-        let mut sorted: Vec<&Timed> = self.counted().iter().collect();
-        sorted.sort_by(|a, b| a.seconds.total_cmp(&b.seconds));
-        sorted[sorted.len() / 2]
-    }
-
     /// The last run, whose forwards are all on record.
     fn last(&self) -> &Timed {
         &self.runs[self.runs.len() - 1]
@@ -58,7 +51,7 @@ impl Report {
 
     /// Least seconds of the last run's forwards, at the measured rates.
     fn bound(&self) -> f64 {
-        let steps = self.last().stats.steps.iter();
+        let steps = self.last().detail.stats.steps.iter();
         steps
             .map(|s| {
                 s.bound(
@@ -76,7 +69,7 @@ impl Report {
     /// Running samples in each of equal slices of the last run's time, on
     /// average.
     fn live_rows(&self) -> Vec<f64> {
-        let steps = &self.last().stats.steps;
+        let steps = &self.last().detail.stats.steps;
         let total: f64 = steps.iter().map(|s| s.seconds).sum();
         let width = total / SLICES as f64;
         let mut slices = vec![0.0; SLICES];
@@ -96,7 +89,7 @@ impl Report {
 
     /// Seconds to the first token: median, 99 % and the longest.
     fn first_token(&self) -> [f64; 3] {
-        let mut sorted = self.last().stats.first_token_seconds.clone();
+        let mut sorted = self.last().detail.stats.first_token_seconds.clone();
         sorted.sort_by(f64::total_cmp);
         let at = |share: f64| {
             let index = (share * sorted.len().saturating_sub(1) as f64).round() as usize;
@@ -106,33 +99,23 @@ impl Report {
     }
 
     fn resident(&self) -> Option<[u64; 2]> {
-        let first = self.counted().first()?.resident?;
-        Some([first, self.last().resident?])
+        let first = self.counted().first()?.detail.resident?;
+        Some([first, self.last().detail.resident?])
     }
 
     pub fn table(&self) -> String {
-        let (median, last) = (self.median(), self.last());
-        let stats = &last.stats;
-        let mib = |bytes: f64| bytes / f64::from(1 << 20);
-        let row = |what: &str, value: String| format!("{what:<14} {value}\n");
-        let counted = self.counted();
-        let fastest = counted.iter().map(|t| t.seconds).fold(f64::MAX, f64::min);
+        let (counted, last) = (self.counted(), self.last());
+        let (median, stats) = (median(counted), &last.detail.stats);
+        let mut table = Table::default();
         let rate = |tokens: usize| tokens as f64 / median.seconds;
-        let mut out = row("kind", format!("rollout ({})", self.workload.name));
-        out += &row("device", self.device.clone());
-        out += &row(
+        table.row("kind", format!("rollout ({})", self.workload.name));
+        table.row("device", &self.device);
+        table.row(
             "workload",
             format!("{}, LoRA r {}", self.workload.what, self.lora_r),
         );
-        out += &row(
-            "seconds",
-            format!(
-                "{:.4} (median of {}, fastest {fastest:.4})",
-                median.seconds,
-                counted.len(),
-            ),
-        );
-        out += &row(
+        table.seconds(counted);
+        table.row(
             "tokens/s",
             format!(
                 "{:.1} ({} new tokens; {:.1} with the prompts' {})",
@@ -143,22 +126,22 @@ impl Report {
             ),
         );
         let [p50, p99, most] = self.first_token();
-        out += &row(
+        table.row(
             "first token",
             format!("{p50:.4} s in the median, {p99:.4} s for 99 %, {most:.4} s at most"),
         );
         let live = self.live_rows();
         let mean = live.iter().sum::<f64>() / SLICES as f64;
-        out += &row(
+        table.row(
             "live rows",
             format!(
                 "{} (each column 5 % of the time; mean {mean:.1})",
                 bars(&live)
             ),
         );
-        out += &row("", numbers(&live));
+        table.row("", numbers(&live));
         let bound = self.bound();
-        out += &row(
+        table.row(
             "bound",
             format!(
                 "{bound:.4} s, of which {:.1} % was reached: sum over forwards of max(FLOPs / {:.3} TFLOP/s, \
@@ -168,7 +151,7 @@ impl Report {
                 self.roof.bytes / 1e9
             ),
         );
-        out += &row(
+        table.row(
             "KV pages",
             format!(
                 "{} of {} at most ({:.1} of {:.1} MiB); {} copied, stepped back {} times",
@@ -180,7 +163,7 @@ impl Report {
                 stats.preemptions
             ),
         );
-        out += &row(
+        table.row(
             "prefill",
             format!(
                 "{} rows, {:.2} GFLOP; {} rows were found in pages, {} were computed again",
@@ -190,15 +173,12 @@ impl Report {
                 stats.recomputed_rows
             ),
         );
-        out += &row(
+        table.row(
             "forwards",
             format!("{} ({} decode rows)", stats.steps.len(), stats.decode_rows),
         );
-        if let Some(cpu) = median.cpu_seconds {
-            out += &row("cores in use", format!("{:.2}", cpu / median.seconds));
-        }
         if let (true, Some([first, last])) = (self.soak, self.resident()) {
-            out += &row(
+            table.row(
                 "resident MiB",
                 format!(
                     "{:.1} after the first counted run, {:.1} after {} more",
@@ -208,29 +188,21 @@ impl Report {
                 ),
             );
         }
-        if let Some(peak) = peak_memory() {
-            out += &row("peak MiB", format!("{:.1}", mib(peak as f64)));
-        }
-        out
+        table.resources(counted);
+        table.text()
     }
 
     pub fn json(&self) -> Value {
-        let (median, last) = (self.median(), self.last());
-        let stats = &last.stats;
+        let (median, last) = (median(self.counted()), self.last());
+        let stats = &last.detail.stats;
         let (w, bound) = (&self.workload, self.bound());
         let [p50, p99, most] = self.first_token();
-        json!({
+        let more = json!({
             "kind": "rollout",
             "workload": w.name,
             "device": self.device,
-            "tokens_per_second": self.tokens() as f64 / median.seconds,
             "total_tokens_per_second": (self.tokens() + self.prompt_tokens()) as f64 / median.seconds,
-            "seconds": median.seconds,
-            "runs": self.counted().iter().map(|t| t.seconds).collect::<Vec<_>>(),
-            "cpu_seconds": median.cpu_seconds,
-            "peak_bytes": peak_memory(),
             "resident_bytes": self.resident(),
-            "tokens": self.tokens(),
             "prompt_tokens": self.prompt_tokens(),
             "prompts": w.prompts.len(),
             "group_size": w.group_size,
@@ -256,7 +228,8 @@ impl Report {
             },
             "decode_rows": stats.decode_rows,
             "forwards": stats.steps.len(),
-        })
+        });
+        with(json_of(self.counted(), self.tokens()), more)
     }
 }
 

@@ -107,6 +107,13 @@ pub trait Driver: Send + Sync {
     /// Seconds between two recorded events, waiting for the later; both are
     /// given up.
     fn elapsed(&self, from: EventId, to: EventId) -> Result<f64>;
+    /// Seconds from the first of these events, in order of their recording, to
+    /// each, waiting for the last; all but the last are given up.
+    fn times(&self, events: &[EventId]) -> Result<Vec<f64>>;
+    /// Let a profiler begin or end what it collects, where one may be there.
+    fn collect(&self, _on: bool) -> Result<()> {
+        Ok(())
+    }
     /// What each kernel did since this was asked last, where somebody counts.
     #[cfg(feature = "emulator")]
     fn kernel_stats(

@@ -1,6 +1,6 @@
 //! The emulator as a driver: the same kernels, compiled by g++, on the CPU.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ffi::{CString, c_char, c_int, c_void};
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -108,7 +108,7 @@ struct Emulator {
     /// Sizes by address.
     allocations: Mutex<BTreeMap<u64, usize>>,
     streams: AtomicU64,
-    events: Mutex<Vec<Instant>>,
+    events: Mutex<Events>,
     stats: Mutex<BTreeMap<&'static str, KernelStats>>,
 }
 
@@ -133,6 +133,13 @@ impl Emulator {
             unsafe { arca_emu_mark_written(ptr as *mut c_void, bytes as u64) }
         }
     }
+}
+
+/// Events recorded and not given up.
+#[derive(Default)]
+struct Events {
+    at: HashMap<u64, Instant>,
+    recorded: u64,
 }
 
 impl Driver for Emulator {
@@ -306,19 +313,34 @@ impl Driver for Emulator {
 
     fn record(&self, _: StreamId) -> Result<EventId> {
         let mut events = lock(&self.events);
-        events.push(Instant::now());
-        Ok(EventId(events.len() as u64 - 1))
+        let id = events.recorded;
+        events.recorded += 1;
+        events.at.insert(id, Instant::now());
+        Ok(EventId(id))
     }
 
     fn elapsed(&self, from: EventId, to: EventId) -> Result<f64> {
         let mut events = lock(&self.events);
-        let at = |id: EventId| events.get(id.0 as usize).copied();
-        let (from, to) = at(from)
-            .zip(at(to))
+        let (from, to) = events
+            .at
+            .remove(&from.0)
+            .zip(events.at.remove(&to.0))
             .context("an event that was never recorded")?;
-        // Each event is used once, and timings do not overlap.
-        events.clear();
         Ok(to.duration_since(from).as_secs_f64())
+    }
+
+    fn times(&self, events: &[EventId]) -> Result<Vec<f64>> {
+        let mut recorded = lock(&self.events);
+        let at = events
+            .iter()
+            .map(|id| recorded.at.get(&id.0).copied())
+            .collect::<Option<Vec<Instant>>>()
+            .context("an event that was never recorded")?;
+        for id in events.iter().take(events.len().saturating_sub(1)) {
+            recorded.at.remove(&id.0);
+        }
+        let from_first = |t: &Instant| t.duration_since(at[0]).as_secs_f64();
+        Ok(at.iter().map(from_first).collect())
     }
 
     fn kernel_stats(&self) -> Option<BTreeMap<&'static str, KernelStats>> {

@@ -512,6 +512,47 @@ impl Driver for Gpu {
         }
         Ok(milliseconds as f64 * 1e-3)
     }
+
+    fn times(&self, events: &[EventId]) -> Result<Vec<f64>> {
+        self.enter()?;
+        let mut recorded = lock(&self.events);
+        let handles = events
+            .iter()
+            .map(|id| recorded.get(&id.0).copied())
+            .collect::<Option<Vec<CUevent>>>()
+            .context("an event that was never recorded")?;
+        let Some(&last) = handles.last() else {
+            return Ok(Vec::new());
+        };
+        cuda!("waiting for an event", sys::cuEventSynchronize(last))?;
+        // From event to event: an f32 of milliseconds from the first would lose
+        // microseconds after some seconds.
+        let mut times = vec![0.0];
+        let mut at = 0.0;
+        for pair in handles.windows(2) {
+            let mut milliseconds = 0f32;
+            cuda!(
+                "reading events",
+                sys::cuEventElapsedTime_v2(&mut milliseconds, pair[0], pair[1])
+            )?;
+            at += f64::from(milliseconds) * 1e-3;
+            times.push(at);
+        }
+        for id in &events[..events.len() - 1] {
+            if let Some(event) = recorded.remove(&id.0) {
+                cuda!("giving an event up", sys::cuEventDestroy_v2(event))?;
+            }
+        }
+        Ok(times)
+    }
+
+    fn collect(&self, on: bool) -> Result<()> {
+        self.enter()?;
+        match on {
+            true => cuda!("starting the profiler", sys::cuProfilerStart()),
+            false => cuda!("stopping the profiler", sys::cuProfilerStop()),
+        }
+    }
 }
 
 impl Cuda {

@@ -20,13 +20,13 @@ use half::bf16;
 use memmap2::Mmap;
 
 use super::memory::{MemoryKind, Role};
-use super::{BatchCapacity, Ctx, Device, Element, Slice, SliceMut};
+use super::{BatchCapacity, Ctx, Device, Element, Mark, Slice, SliceMut};
 use crate::model::batch::Batch;
 use crate::model::config::ModelShape;
 pub use arena::{Allocation, CudaBuf, MemoryUse};
 use arena::{Arenas, Usage};
 use batch::CudaBatch;
-use driver::{Driver, StreamId};
+use driver::{Driver, EventId, StreamId};
 pub use launch::{Address, Launch};
 
 /// Weights on the device by where they lie in a mapped file, so that a tied
@@ -217,6 +217,10 @@ impl Device for Cuda {
         self.driver.available_memory()
     }
 
+    fn peak_memory(&self) -> Option<u64> {
+        Some(self.memory().peak)
+    }
+
     fn upload<T: Element>(&self, ctx: &Ctx<Self>, to: SliceMut<Self, T>, from: &[T]) -> Result<()> {
         ensure!(
             to.len == from.len(),
@@ -282,5 +286,22 @@ impl Device for Cuda {
         work()?;
         let end = self.driver.record(ctx.stream.id)?;
         self.driver.elapsed(start, end)
+    }
+
+    fn wait(&self, ctx: &Ctx<Self>) -> Result<()> {
+        self.driver.synchronize(ctx.stream.id)
+    }
+
+    fn mark(&self, ctx: &Ctx<Self>) -> Result<Option<Mark>> {
+        Ok(Some(Mark(self.driver.record(ctx.stream.id)?.0)))
+    }
+
+    fn mark_times(&self, marks: &[Mark]) -> Result<Vec<f64>> {
+        let events: Vec<EventId> = marks.iter().map(|m| EventId(m.0)).collect();
+        self.driver.times(&events)
+    }
+
+    fn collect(&self, on: bool) -> Result<()> {
+        self.driver.collect(on)
     }
 }
