@@ -502,3 +502,46 @@ fn what_would_not_fit_is_named_before_any_work() {
     let output = arca_plan(dir.path(), &["--memory", "much"]);
     assert_eq!(output.status.code(), Some(2));
 }
+
+/// Adapters that train together: the widest batch of each fits, all are
+/// sampled side by side, and each has gradients and moments of its own.
+#[test]
+fn arms_are_planned_together() {
+    let plain = Demand {
+        longest_prompt: 64,
+        longest_completion: 128,
+        step_groups: 8,
+        step_sequences: 64,
+        group: 8,
+        sampled: 64,
+        reference_rows: false,
+        trained: 1,
+        tokens_per_batch: 4096,
+        pages: None,
+    };
+    let with_reference = Demand {
+        reference_rows: true,
+        sampled: 100,
+        ..plain
+    };
+    let both = Demand::together(&[plain, with_reference], false);
+    assert_eq!((both.sampled, both.trained), (164, 2));
+    let shape = crate::common::small_shape(false);
+    let layouts = [adapter(&shape, 4).layout, adapter(&shape, 20).layout];
+    let capacity = both.capacity(&layouts);
+    for each in [&plain, &with_reference] {
+        let copies = 1 + usize::from(each.reference_rows);
+        assert!(capacity.saved_rows >= each.policy_rows());
+        assert!(capacity.rows >= copies * each.policy_rows());
+        let own = each.capacity(&layouts);
+        assert!(capacity.pairs >= own.pairs && capacity.grad_pairs >= own.grad_pairs);
+        assert!(capacity.segments >= own.segments && capacity.pages >= own.pages);
+    }
+    let types = WeightTypes::bf16(&shape);
+    let bytes = |trained| {
+        let plan = Plan::new(GPU, &types, &shape, &capacity, &layouts, trained);
+        plan.role_bytes(Role::Adapters)
+    };
+    let more = (layouts[1].len() * 3 * 4) as u64;
+    assert!(bytes(2) - bytes(1) >= more && bytes(2) - bytes(1) < more + 4096);
+}

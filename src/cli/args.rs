@@ -12,6 +12,7 @@ Examples:
   arca train                                      train the bundled demo
   arca train --config math.toml --set credit.method=arca --run runs/arca
   arca train --run runs/arca --resume             continue after an interruption
+  arca sweep --config presets/demo.toml           train 16 adapters side by side, and compare them
   arca eval --model Qwen/Qwen3-0.6B --adapter runs/arca/adapter --data test.jsonl
   arca inspect --model Qwen/Qwen3-0.6B --adapter runs/arca/adapter --input rows.jsonl --method arca
   arca plan --config math.toml                    would it fit?

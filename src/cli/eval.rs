@@ -1,6 +1,7 @@
 //! `arca eval`: accuracy of the base model and of adapters.
 
 use anyhow::{Context, Result, ensure};
+use serde::Serialize;
 
 use super::Outcome;
 use super::args::EvalArgs;
@@ -8,8 +9,10 @@ use crate::config::{Config, UsageError};
 use crate::episode::AdapterId;
 use crate::model::config::ModelShape;
 use crate::model::half_layer::HalfLayers;
+use crate::study::comparison::Versus;
+use crate::study::table::gaps;
 use crate::tokenizer::Tokenizer;
-use crate::train::evaluate::{EvalRow, Subject, evaluate, table};
+use crate::train::evaluate::{EvalRow, Evaluated, Subject, evaluate, table};
 use crate::train::session::{
     AdapterSource, Demand, OnDevice, Session, fit_context, kv_pages, model_dir, on_device,
 };
@@ -19,20 +22,59 @@ use crate::train::step::Prompts;
 /// Runs the verb.
 pub fn run(args: EvalArgs) -> Result<Outcome> {
     let config = args.load()?;
-    let rows = on_device(
+    let evaluated = on_device(
         &config,
         Evaluation {
             config: &config,
             args: &args,
         },
     )?;
+    let rows: Vec<EvalRow> = evaluated.iter().map(|e| e.row.clone()).collect();
+    // The base model is the first.
+    let versus: Vec<Option<Versus>> = evaluated
+        .iter()
+        .enumerate()
+        .map(|(i, e)| {
+            let adapter = (i > 0).then_some(&e.outcomes)?;
+            Versus::of(adapter, &evaluated[0].outcomes, config.train.seed)
+        })
+        .collect();
     if !args.config.common.quiet {
-        super::print(&table(&rows))?;
+        let compared: Vec<_> = rows
+            .iter()
+            .zip(&versus)
+            .filter_map(|(row, v)| {
+                let v = v.as_ref()?;
+                Some((&row.model[..], v.greedy, Some(v.greedy_mcnemar), v.sampled))
+            })
+            .collect();
+        let differences = match compared.is_empty() {
+            true => String::new(),
+            false => gaps("base", &compared),
+        };
+        super::print(&(table(&rows) + &differences))?;
     }
     if let Some(path) = &args.json {
+        let rows: Vec<Row> = rows
+            .into_iter()
+            .zip(versus)
+            .map(|(row, difference_to_base)| Row {
+                row,
+                difference_to_base,
+            })
+            .collect();
         super::write_output(path, &format!("{}\n", serde_json::to_string_pretty(&rows)?))?;
     }
     Ok(Outcome::Done)
+}
+
+/// A row of `--json`.
+#[derive(Serialize)]
+struct Row {
+    #[serde(flatten)]
+    row: EvalRow,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    difference_to_base: Option<Versus>,
 }
 
 struct Evaluation<'a> {
@@ -41,9 +83,9 @@ struct Evaluation<'a> {
 }
 
 impl OnDevice for Evaluation<'_> {
-    type Output = Vec<EvalRow>;
+    type Output = Vec<Evaluated>;
 
-    fn run<D: HalfLayers>(self, device: D) -> Result<Vec<EvalRow>> {
+    fn run<D: HalfLayers>(self, device: D) -> Result<Vec<Evaluated>> {
         let config = self.config;
         let dir = model_dir(config)?;
         let shape = ModelShape::load(&dir)?;
@@ -98,7 +140,6 @@ impl OnDevice for Evaluation<'_> {
             ..Demand::default()
         };
         let mut session = Session::open(device, config, &dir, &demand, adapters)?;
-        let evaluated = evaluate(&mut session, config, &problems, &ids, &subjects)?;
-        Ok(evaluated.into_iter().map(|e| e.row).collect())
+        evaluate(&mut session, config, &problems, &ids, &subjects)
     }
 }

@@ -50,6 +50,29 @@ impl From<Difference> for Gap {
     }
 }
 
+/// One model's accuracy minus another's, on the same problems.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Versus {
+    pub greedy: Gap,
+    /// Exact McNemar test of the greedy answers.
+    pub greedy_mcnemar: f64,
+    /// Of the share of right samples (avg@k).
+    pub sampled: Gap,
+}
+
+impl Versus {
+    /// `seed` is the bootstrap's. None where there are no problems.
+    pub fn of(a: &Outcomes, b: &Outcomes, seed: u64) -> Option<Versus> {
+        let greedy = [a, b].map(|o| as_numbers(&o.greedy));
+        let sampled = [a, b].map(Outcomes::accuracy);
+        Some(Versus {
+            greedy: paired_bootstrap(&greedy[0], &greedy[1], seed)?.into(),
+            greedy_mcnemar: mcnemar(&a.greedy, &b.greedy),
+            sampled: paired_bootstrap(&sampled[0], &sampled[1], seed)?.into(),
+        })
+    }
+}
+
 /// Arms that differ in their seed alone: accuracies by problem, each the mean
 /// over the seeds.
 pub struct Family<'a> {
@@ -209,6 +232,18 @@ mod tests {
             majority: greedy.clone(),
             greedy,
         }
+    }
+
+    #[test]
+    fn two_models_by_hand() {
+        let (a, b) = (outcomes(&[1, 1, 1, 0]), outcomes(&[1, 0, 0, 0]));
+        let versus = Versus::of(&a, &b, 1).unwrap();
+        assert_eq!(versus.greedy.difference, 0.5);
+        assert_eq!(versus.greedy_mcnemar, 0.5);
+        // One of two samples is right anyhow.
+        assert_eq!(versus.sampled.difference, 0.25);
+        // Differences 1, 1, 0, 0: sd sqrt(1/3), / sqrt 4.
+        assert!((versus.greedy.standard_error - (1.0f64 / 12.0).sqrt()).abs() < 1e-12);
     }
 
     #[test]

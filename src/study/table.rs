@@ -117,15 +117,29 @@ fn over_seeds(families: &[Family]) -> String {
 }
 
 fn differences(record: &Record) -> String {
-    let Some(width) = record.comparisons.iter().map(|c| c.arm.len()).max() else {
+    if record.comparisons.is_empty() {
         return String::new();
-    };
+    }
+    let rows: Vec<_> = record
+        .comparisons
+        .iter()
+        .map(|c| (&c.arm[..], c.greedy, c.greedy_mcnemar, c.sampled))
+        .collect();
+    let tests = rows.len();
+    gaps("uniform of the same rank and seeds", &rows)
+        + &format!("{tests} comparisons were made: by chance alone one in 20 has p < 0.05\n")
+}
+
+/// Differences to `control` as a table: name, greedy answers, their McNemar
+/// test where there is one, samples.
+pub fn gaps(control: &str, rows: &[(&str, Gap, Option<f64>, Gap)]) -> String {
+    let width = rows.iter().map(|r| r.0.len()).max().unwrap_or(0).max(5);
     let mut out = format!(
-        "\ndifference to uniform of the same rank and seeds, in points (95 % and p by the paired bootstrap; \
-         of one seed greedy's p is McNemar's):\n{:<width$} {:>12} {:>15} {:>7} {:>12} {:>15} {:>7}\n",
-        "arm", "greedy", "95 %", "p", "sampled", "95 %", "p",
+        "\ndifference to {control}, in points (95 % and p by the paired bootstrap; of one seed greedy's p is \
+         McNemar's):\n{:<width$} {:>12} {:>15} {:>7} {:>12} {:>15} {:>7}\n",
+        "model", "greedy", "95 %", "p", "sampled", "95 %", "p",
     );
-    for c in &record.comparisons {
+    for (name, greedy, mcnemar, sampled) in rows {
         let cells = |gap: &Gap, p: f64| {
             let [low, high] = gap.interval.map(|x| 100.0 * x);
             format!(
@@ -139,11 +153,10 @@ fn differences(record: &Record) -> String {
                 format!("{p:.4}"),
             )
         };
-        out += &format!("{:<width$}", c.arm);
-        out += &cells(&c.greedy, c.greedy_mcnemar.unwrap_or(c.greedy.p_value));
-        out += &cells(&c.sampled, c.sampled.p_value);
+        out += &format!("{name:<width$}");
+        out += &cells(greedy, mcnemar.unwrap_or(greedy.p_value));
+        out += &cells(sampled, sampled.p_value);
         out.push('\n');
     }
-    let tests = record.comparisons.len();
-    out + &format!("{tests} comparisons were made: by chance alone one in 20 has p < 0.05\n")
+    out
 }
