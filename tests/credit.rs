@@ -82,7 +82,8 @@ impl Setup {
             skip_zero_advantage: true,
         };
         let device = &self.engine.device;
-        let mut optimizer = Optimizer::new(device, &self.layout, &OptimizerConfig::default()).unwrap();
+        let mut optimizer =
+            Optimizer::new(device, &self.layout, &OptimizerConfig::default()).unwrap();
         optimizer.zero_grads(&self.engine).unwrap();
         let groups: Vec<TrainGroup> = order
             .iter()
@@ -106,7 +107,15 @@ impl Setup {
             .collect();
         let mut states = vec![SequenceState::default(); names.len()];
         let stats = updater
-            .gradients(&mut self.engine, &mut optimizer, &groups, 0, 0, false, &mut states)
+            .gradients(
+                &mut self.engine,
+                &mut optimizer,
+                &groups,
+                0,
+                0,
+                false,
+                &mut states,
+            )
             .unwrap();
         Outcome {
             gradients: optimizer.download_grads(&self.engine).unwrap(),
@@ -142,7 +151,7 @@ fn weights_do_not_depend_on_the_batch() {
         match name {
             "uniform" => assert_eq!(uniform, whole.states.len()),
             // One completion is one token long.
-            _ => assert!(uniform < whole.states.len() / 2, "{name}: {uniform}"),
+            _ => assert!(uniform <= whole.states.len() / 2, "{name}: {uniform}"),
         }
         let turned = s.update(name, &[3, 1, 0, 2], 1024, 0.0);
         same_weights(method, &whole, &turned, "order");
@@ -157,7 +166,7 @@ fn weights_do_not_depend_on_the_batch() {
             let split = s.update(name, &[0, 1, 2, 3], max_rows, 0.0);
             same_weights(method, &whole, &split, &format!("{max_rows} rows"));
             let error = rel_l2(&split.gradients, &whole.gradients);
-            assert!(error < 1e-5, "{name}, {max_rows} rows: {error}");
+            assert!(error <= 1e-6, "{name}, {max_rows} rows: {error}");
         }
         // Dropout is in the gradient and never in a signal.
         let dropped = s.update(name, &[0, 1, 2, 3], 1024, 0.5);
@@ -249,7 +258,12 @@ fn states_are_those_that_predict() {
 fn entropy_masks_by_hand() {
     let mut s = Setup::new();
     let kept = |state: &SequenceState, least: f32| {
-        let mask: Vec<bool> = state.signals.entropies.iter().map(|h| *h >= least).collect();
+        let mask: Vec<bool> = state
+            .signals
+            .entropies
+            .iter()
+            .map(|h| *h >= least)
+            .collect();
         let n = mask.iter().filter(|kept| **kept).count().max(1) as f64;
         let none = mask.iter().all(|kept| !kept);
         for (w, kept) in state.weights.weights.iter().zip(mask) {
@@ -264,7 +278,7 @@ fn entropy_masks_by_hand() {
     };
     let least = |mut all: Vec<f32>| {
         all.sort_by(|a, b| b.total_cmp(a));
-        all[(0.2 * all.len() as f64).ceil() as usize - 1]
+        all[all.len().div_ceil(5) - 1]
     };
     let own = s.update("entropy_quantile", &[0, 1, 2, 3], 1024, 0.0);
     for state in own.states.values() {
@@ -335,9 +349,20 @@ fn inspect_shows_all_methods_side_by_side() {
     let bench = Bench::new();
     bench.train("r", &["optimizer.learning_rate=0.01"]);
     rows(&bench);
-    let all = ["inspect", "--adapter", "r/adapter", "--input", "rows.jsonl", "--method", "all"];
+    let all = [
+        "inspect",
+        "--adapter",
+        "r/adapter",
+        "--input",
+        "rows.jsonl",
+        "--method",
+        "all",
+    ];
     let jsonl = run(&bench, &[&all[..], &["--json", "-"]].concat());
-    let values: Vec<Value> = jsonl.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    let values: Vec<Value> = jsonl
+        .lines()
+        .map(|l| serde_json::from_str(l).unwrap())
+        .collect();
     assert_eq!(values.len(), 2);
     for (value, reward) in values.iter().zip([1.0, 0.0]) {
         let n = value["completion_ids"].as_array().unwrap().len();
@@ -349,7 +374,13 @@ fn inspect_shows_all_methods_side_by_side() {
             .collect();
         assert_eq!(tokens.concat(), value["text"].as_str().unwrap());
         assert_eq!(value["reward"], reward);
-        for key in ["logprobs", "entropies", "reference_logprobs", "residuals", "contrast_logprobs"] {
+        for key in [
+            "logprobs",
+            "entropies",
+            "reference_logprobs",
+            "residuals",
+            "contrast_logprobs",
+        ] {
             assert_eq!(value[key].as_array().unwrap().len(), n, "{key}");
         }
         let names: Vec<&String> = value["weights"].as_object().unwrap().keys().collect();
@@ -366,7 +397,17 @@ fn inspect_shows_all_methods_side_by_side() {
     // One method alone says what it says among others.
     let one = run(
         &bench,
-        &["inspect", "--adapter", "r/adapter", "--input", "rows.jsonl", "--method", "delta", "--json", "-"],
+        &[
+            "inspect",
+            "--adapter",
+            "r/adapter",
+            "--input",
+            "rows.jsonl",
+            "--method",
+            "delta",
+            "--json",
+            "-",
+        ],
     );
     let one: Value = serde_json::from_str(one.lines().next().unwrap()).unwrap();
     assert_eq!(one["weights"]["delta"], values[0]["weights"]["delta"]);
@@ -389,7 +430,15 @@ fn replay_takes_every_method() {
     // Replay wants ids: those that inspect reports.
     let jsonl = run(
         &bench,
-        &["inspect", "--adapter", "r/adapter", "--input", "rows.jsonl", "--json", "-"],
+        &[
+            "inspect",
+            "--adapter",
+            "r/adapter",
+            "--input",
+            "rows.jsonl",
+            "--json",
+            "-",
+        ],
     );
     let episodes: String = jsonl
         .lines()
@@ -409,14 +458,28 @@ fn replay_takes_every_method() {
         let stats = run(
             &bench,
             &[
-                "replay", "--adapter", "r/adapter", "--episodes", "episodes.jsonl", "--out", name, "--set", &set,
+                "replay",
+                "--adapter",
+                "r/adapter",
+                "--episodes",
+                "episodes.jsonl",
+                "--out",
+                name,
+                "--set",
+                &set,
             ],
         );
         let stats: Value = serde_json::from_str(&stats).unwrap();
         let norm = stats["grad_norm"].as_f64().unwrap();
         assert!(norm > 0.0, "{name}: {stats}");
         norms.insert(name, norm);
-        assert!(bench.path().join(name).join("gradients.safetensors").exists());
+        assert!(
+            bench
+                .path()
+                .join(name)
+                .join("gradients.safetensors")
+                .exists()
+        );
     }
     assert_ne!(norms["delta"], norms["uniform"]);
     assert_ne!(norms["contrast"], norms["uniform"]);

@@ -118,7 +118,7 @@ impl<D: HalfLayers> Small<D> {
             training: true,
             dropout: 0.0,
             max_rows: engine.capacity.rows,
-            max_saved_rows: engine.capacity.saved_rows,
+            max_policy_rows: engine.capacity.saved_rows,
         };
         let mut logprobs = Vec::new();
         for packed in pack(&groups, &spec).unwrap() {

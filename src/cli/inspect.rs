@@ -124,7 +124,11 @@ impl OnDevice for Verb<'_> {
 /// Columns of the terminal; COLUMNS goes first, 100 where nothing is known.
 fn columns() -> usize {
     let given = std::env::var("COLUMNS").ok().and_then(|c| c.parse().ok());
-    let known = || console::Term::stdout().size_checked().map(|(_, c)| c.into());
+    let known = || {
+        console::Term::stdout()
+            .size_checked()
+            .map(|(_, c)| c.into())
+    };
     given.or_else(known).filter(|&c| c > 0).unwrap_or(100)
 }
 
@@ -200,7 +204,11 @@ fn numbers(one: &Inspected, tokens: &[String]) -> String {
 }
 
 /// One self-contained page of all rows.
-fn html(inspected: &[Inspected], places: &[String], tokenizer: Option<&Tokenizer>) -> Result<String> {
+fn html(
+    inspected: &[Inspected],
+    places: &[String],
+    tokenizer: Option<&Tokenizer>,
+) -> Result<String> {
     let mut body = heatmap::legend();
     for (one, place) in inspected.iter().zip(places) {
         let s = &one.signals;
@@ -232,7 +240,10 @@ fn html(inspected: &[Inspected], places: &[String], tokenizer: Option<&Tokenizer
                 weights: &w.weights,
             })
             .collect();
-        let reward = one.row.reward.map_or(String::new(), |r| format!(", reward {r}"));
+        let reward = one
+            .row
+            .reward
+            .map_or(String::new(), |r| format!(", reward {r}"));
         body += &format!(
             "<h2>{}, {} tokens{reward}</h2>\n",
             heatmap::escape(place),
@@ -240,7 +251,10 @@ fn html(inspected: &[Inspected], places: &[String], tokenizer: Option<&Tokenizer
         );
         if let Some(tokenizer) = tokenizer {
             let prompt = tokenizer.decode(&one.row.prompt, false)?;
-            body += &format!("<p class=\"prompt\">{}</p>\n", heatmap::escape(prompt.trim_end()));
+            body += &format!(
+                "<p class=\"prompt\">{}</p>\n",
+                heatmap::escape(prompt.trim_end())
+            );
         }
         body += &heatmap::fragment(&tokens, &methods);
     }

@@ -7,6 +7,7 @@ use super::{
 };
 use crate::config::CreditConfig;
 use crate::episode::TokenSignals;
+use crate::model::peft::decimal;
 
 /// A checked [`CreditConfig`] that turns signals into weights.
 #[derive(Clone, Copy)]
@@ -25,7 +26,7 @@ impl CreditAssigner {
             method: method(&config.method).context("credit.method")?,
             spread: Spread::new(config.exponent, config.epsilon, config.mix)?,
             settings: Settings {
-                quantile: config.quantile,
+                quantile: decimal(config.quantile),
             },
             hidden: config.hidden.parse()?,
             warmup_steps: config.warmup_steps,
@@ -108,7 +109,9 @@ impl CreditAssigner {
         for (what, values) in signals_of(self.method.needs(), signals) {
             // States are rows of some width; everything else is one per token.
             let whole = match what {
-                STATES => tokens == 0 || (values.len().is_multiple_of(tokens) && !values.is_empty()),
+                STATES => {
+                    tokens == 0 || (values.len().is_multiple_of(tokens) && !values.is_empty())
+                }
                 _ => values.len() == tokens,
             };
             if !whole {
@@ -158,7 +161,11 @@ fn signals_of(needs: Signals, s: &TokenSignals) -> Vec<(&'static str, &[f32])> {
         (needs.entropies, "entropy", &s.entropies),
         (needs.reference, "reference log-prob", &s.reference_logprobs),
         (needs.residuals, "residual norm", &s.residuals),
-        (needs.extra_segments, "contrast log-prob", &s.contrast_logprobs),
+        (
+            needs.extra_segments,
+            "contrast log-prob",
+            &s.contrast_logprobs,
+        ),
         (needs.hidden_states, STATES, &s.states),
     ]
     .into_iter()

@@ -50,9 +50,9 @@ impl Credit for Contrast {
             .contrast_logprobs
             .iter()
             .zip(&signals.logprobs)
-            .map(|(&contrast, &own)| {
-                k3((f64::from(contrast) - f64::from(own)).clamp(-BOUND, BOUND))
-            })
+            .map(
+                |(&contrast, &own)| k3((f64::from(contrast) - f64::from(own)).clamp(-BOUND, BOUND)),
+            )
             .collect();
         let power = (1.0 - MASS).ln() / (1.0 - TOP).ln() - 1.0;
         let n = out.len() as f64;

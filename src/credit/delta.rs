@@ -74,7 +74,10 @@ impl Credit for Delta {
         let gamma = first.each_ref().map(|margins| deviation(margins));
         let alpha = |side: usize, margins: &[Vec<f64>]| -> Vec<Vec<f64>> {
             let of = |m: &f64| 1.0 / (1.0 + (-m / gamma[side]).exp());
-            margins.iter().map(|row| row.iter().map(of).collect()).collect()
+            margins
+                .iter()
+                .map(|row| row.iter().map(of).collect())
+                .collect()
         };
         let refined = [0, 1].map(|i| sides[i].centroid(Some(&alpha(i, &first[i]))));
         let [Some(plus), Some(minus)] = &refined else {
@@ -132,7 +135,11 @@ impl Side<'_> {
         let square = |v: &[f64]| v.iter().map(|x| x * x).sum::<f64>();
         let offset = square(other) - square(own);
         let margin = |(doubt, h): (f64, &[f32])| {
-            let dot: f64 = h.iter().zip(&direction).map(|(&x, d)| f64::from(x) * d).sum();
+            let dot: f64 = h
+                .iter()
+                .zip(&direction)
+                .map(|(&x, d)| f64::from(x) * d)
+                .sum();
             2.0 * doubt * dot + offset
         };
         self.peers
@@ -171,10 +178,8 @@ mod tests {
     fn tokens_that_tell_the_sides_apart_weigh_more() {
         let good = completion(&[[1.0, 0.0], [1.0, 2.0], [1.0, 0.0]]);
         let bad = completion(&[[1.0, 0.0], [1.0, -2.0], [1.0, 0.0]]);
-        let peers = [(&good, 1.0), (&bad, -1.0)].map(|(signals, advantage)| Peer {
-            signals,
-            advantage,
-        });
+        let peers =
+            [(&good, 1.0), (&bad, -1.0)].map(|(signals, advantage)| Peer { signals, advantage });
         let mut out = vec![vec![0.0; 3], vec![0.0; 3]];
         Delta.score_together(&peers, &SETTINGS, &mut out);
         assert_eq!(out[0], out[1]);

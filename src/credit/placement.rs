@@ -138,7 +138,11 @@ mod tests {
     #[test]
     fn equal_weights_fill_the_deciles_evenly() {
         for n in [1usize, 3, 10, 17, 64] {
-            let m = placement("uniform", vec![1.0 / n as f64; n], &entropies(&vec![1.0; n]));
+            let m = placement(
+                "uniform",
+                vec![1.0 / n as f64; n],
+                &entropies(&vec![1.0; n]),
+            );
             for d in 0..10 {
                 let share = m[&format!("credit/position/decile_{d}")];
                 assert!((share - 0.1).abs() < 1e-12, "n {n}, decile {d}: {share}");
@@ -175,7 +179,13 @@ mod tests {
         assert_eq!(m["credit/correlation/surprisal"], -1.0);
         assert_eq!(m["credit/correlation/divergence"], 1.0);
         // Not itself, not uniform, and nothing that was not measured.
-        for absent in ["entropy_quantile", "uniform", "arca", "contrast", "gradient_norm"] {
+        for absent in [
+            "entropy_quantile",
+            "uniform",
+            "arca",
+            "contrast",
+            "gradient_norm",
+        ] {
             let key = format!("credit/correlation/{absent}");
             assert!(!m.contains_key(&key), "{key}");
         }

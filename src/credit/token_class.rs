@@ -108,7 +108,10 @@ impl TokenClasses {
 fn boxes(text: &[u8]) -> Vec<Range<usize>> {
     let mut found = Vec::new();
     let mut from = 0;
-    while let Some(at) = text[from..].windows(OPENING.len()).position(|w| w == OPENING) {
+    while let Some(at) = text[from..]
+        .windows(OPENING.len())
+        .position(|w| w == OPENING)
+    {
         let start = from + at;
         let mut end = start + OPENING.len();
         let mut depth = 1;
@@ -152,7 +155,10 @@ mod tests {
     fn boxes_nest_and_may_stay_open() {
         let text = br"a \boxed{\frac{1}{2}} b \boxed{3} \boxed{4";
         let inside: Vec<&[u8]> = boxes(text).into_iter().map(|r| &text[r]).collect();
-        assert_eq!(inside, [&br"\boxed{\frac{1}{2}}"[..], br"\boxed{3}", br"\boxed{4"]);
+        assert_eq!(
+            inside,
+            [&br"\boxed{\frac{1}{2}}"[..], br"\boxed{3}", br"\boxed{4"]
+        );
         assert!(boxes(b"no box").is_empty());
     }
 }

@@ -90,7 +90,7 @@ pub fn legend(colour: bool) -> String {
 fn shade(heat: f64) -> char {
     // Uniform weight has heat 1/3: the lightest shade.
     match heat {
-        h if h < 0.18 => SHADES[0],
+        h if h < 0.25 => SHADES[0],
         h if h < 0.42 => SHADES[1],
         h if h < 0.60 => SHADES[2],
         h if h < 0.75 => SHADES[3],
@@ -143,7 +143,11 @@ mod tests {
             width: 24,
             colour: false,
         };
-        let text = bands(&tokens, &[("uniform", &uniform), ("sparse", &sparse)], screen);
+        let text = bands(
+            &tokens,
+            &[("uniform", &uniform), ("sparse", &sparse)],
+            screen,
+        );
         let expected = "\
          \u{20}        3+4 is seven.⏎\n\
          uniform  ░░░░░░░░░░░░░░\n\
@@ -158,11 +162,22 @@ mod tests {
 
     #[test]
     fn no_line_is_wider_than_the_screen() {
-        let tokens = words(&["漢字", " and", " a-word-that-is-longer-than-the-line", "\u{200b}", "", "\t"]);
+        let tokens = words(&[
+            "漢字",
+            " and",
+            " a-word-that-is-longer-than-the-line",
+            "\u{200b}",
+            "",
+            "\t",
+        ]);
         let weights = [1.0 / 6.0; 6];
         for width in [20, 27, 40] {
             for colour in [false, true] {
-                let text = bands(&tokens, &[("a", &weights), ("bcd", &weights)], Screen { width, colour });
+                let text = bands(
+                    &tokens,
+                    &[("a", &weights), ("bcd", &weights)],
+                    Screen { width, colour },
+                );
                 for line in text.lines() {
                     assert!(measure_text_width(line) <= width, "{width}: {line:?}");
                 }

@@ -123,9 +123,8 @@ fn visible(text: &str) -> String {
 
 /// What the colours mean.
 pub fn legend() -> String {
-    let mut out = String::from(
-        "<div class=\"heatkey\">weight over uniform credit: <span class=\"heat\">",
-    );
+    let mut out =
+        String::from("<div class=\"heatkey\">weight over uniform credit: <span class=\"heat\">");
     for relative in [0.0, 0.5, 1.0, 2.0, 4.0, 16.0] {
         let _ = write!(
             out,

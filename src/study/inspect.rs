@@ -119,7 +119,7 @@ impl Inspection {
             training: false,
             dropout: 0.0,
             max_rows: usize::MAX,
-            max_saved_rows: 0,
+            max_policy_rows: usize::MAX,
         };
         let mut batches = Vec::new();
         for (i, row) in rows.iter().enumerate() {
@@ -145,7 +145,12 @@ impl Inspection {
         for (i, packed) in self.pack(rows)?.into_iter().enumerate() {
             let p = &packed.sequences[0];
             let hidden = Some(self.credit.hidden());
-            let head = engine.run_packed(packed.batch.clone(), self.temperature, false, hidden)?;
+            let head = engine
+                .run_packed(packed.batch.clone(), self.temperature, false, hidden)
+                .with_context(|| {
+                    let rows = packed.batch_rows;
+                    format!("row {}: scoring it takes a batch of {rows} rows", i + 1)
+                })?;
             let states = match self.needs().hidden_states {
                 true => engine.final_states(rows[i].prompt.len() + rows[i].completion.len() - 1)?,
                 false => Vec::new(),
@@ -163,7 +168,9 @@ impl Inspection {
             self.weigh(std::slice::from_mut(&mut one), &[0.0], Scope::Completion)
                 .with_context(|| format!("row {}", i + 1))?;
             // States are large: only rows that are compared keep them.
-            let compared = groups.iter().any(|(group, _)| group.len() > 1 && group.contains(&i));
+            let compared = groups
+                .iter()
+                .any(|(group, _)| group.len() > 1 && group.contains(&i));
             if !compared || self.methods.iter().all(|m| m.scope() != Scope::Group) {
                 one.signals.states = Vec::new();
             }
@@ -307,7 +314,10 @@ mod tests {
     fn all_is_every_method_once() {
         let names = |list: &[&str], tokenizer| -> Result<Vec<&str>> {
             let list: Vec<String> = list.iter().map(|n| n.to_string()).collect();
-            Ok(methods(&list, tokenizer)?.iter().map(|m| m.name()).collect())
+            Ok(methods(&list, tokenizer)?
+                .iter()
+                .map(|m| m.name())
+                .collect())
         };
         assert_eq!(names(&["arca", "all"], true).unwrap().len(), METHODS.len());
         assert_eq!(names(&["arca", "all"], true).unwrap()[0], "arca");

@@ -41,20 +41,18 @@ pub struct PackSpec<'a> {
     pub dropout: f32,
     /// Most rows of a batch, if one sequence alone does not exceed it.
     pub max_rows: usize,
-    /// Of these, most that may keep their activations.
-    pub max_saved_rows: usize,
+    /// Of these, most of the policy: what the plan can save, and has pairs for.
+    pub max_policy_rows: usize,
 }
 
 impl PackSpec<'_> {
     /// Most policy rows of a batch.
     fn limit(&self) -> usize {
         let contrast = self.contrast.map_or(0, <[u32]>::len);
-        let copies = 1 + usize::from(self.reference.is_some()) + usize::from(self.contrast.is_some());
+        let copies =
+            1 + usize::from(self.reference.is_some()) + usize::from(self.contrast.is_some());
         let limit = self.max_rows.saturating_sub(contrast) / copies;
-        match self.training {
-            true => limit.min(self.max_saved_rows),
-            false => limit,
-        }
+        limit.min(self.max_policy_rows)
     }
 }
 

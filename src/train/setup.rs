@@ -112,7 +112,11 @@ pub fn contrast_ids(config: &Config, tokenizer: &Tokenizer) -> Result<Vec<u32>> 
         level: None,
         subject: None,
     };
-    PromptTemplate::from_config(&config.data)?.ids(tokenizer, &problem, config.data.max_prompt_length)
+    PromptTemplate::from_config(&config.data)?.ids(
+        tokenizer,
+        &problem,
+        config.data.max_prompt_length,
+    )
 }
 
 /// The update as `config` describes it. With a reference adapter resident,

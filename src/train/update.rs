@@ -10,9 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 
 use crate::config::LossConfig;
-use crate::credit::{
-    CreditAssigner, Diagnostics, Peer, Scope, TokenWeights, advantage_per_token,
-};
+use crate::credit::{CreditAssigner, Diagnostics, Peer, Scope, TokenWeights, advantage_per_token};
 use crate::episode::{AdapterId, TokenSignals};
 use crate::loss::{
     Advantage, LossStats, Objective, SequenceTerms, StepNormalizers, Tally, sampler_ratio,
@@ -167,7 +165,7 @@ impl Updater {
             training: true,
             dropout: 0.0,
             max_rows: self.max_rows,
-            max_saved_rows: engine.capacity.saved_rows,
+            max_policy_rows: engine.capacity.saved_rows,
         };
         let cohorts: Vec<Vec<usize>> = packed_groups
             .iter()
@@ -391,13 +389,14 @@ impl Updater {
                 },
             })
             .collect();
-        let weights = self.credit.weights_together(&peers, step).with_context(|| {
-            match cohort {
+        let weights = self
+            .credit
+            .weights_together(&peers, step)
+            .with_context(|| match cohort {
                 [one] => format!("sequence {one} of the step"),
                 [first, .., last] => format!("sequences {first} to {last} of the step"),
                 [] => "an empty step".to_string(),
-            }
-        })?;
+            })?;
         for (&i, weights) in cohort.iter().zip(weights) {
             let state = &mut states[i];
             state.weights = weights;
