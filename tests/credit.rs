@@ -412,6 +412,21 @@ fn inspect_shows_all_methods_side_by_side() {
     let one: Value = serde_json::from_str(one.lines().next().unwrap()).unwrap();
     assert_eq!(one["weights"]["delta"], values[0]["weights"]["delta"]);
 
+    // Another contrast prompt ranks the tokens otherwise, and touches nothing else.
+    let other = [
+        "--set",
+        "credit.contrast_prompt=Compute 36 - 22.",
+        "--json",
+        "-",
+    ];
+    let other = run(&bench, &[&all[..], &other].concat());
+    let other: Value = serde_json::from_str(other.lines().next().unwrap()).unwrap();
+    assert_ne!(
+        other["weights"]["contrast"],
+        values[0]["weights"]["contrast"]
+    );
+    assert_eq!(other["weights"]["arca"], values[0]["weights"]["arca"]);
+
     let text = run(&bench, &[&all[..], &["--table"]].concat());
     assert!(!text.contains('\x1b') && text.contains("rows.jsonl:2"));
     let bands = text.lines().filter(|l| l.starts_with("arca ")).count();
