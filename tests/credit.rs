@@ -151,7 +151,7 @@ fn weights_do_not_depend_on_the_batch() {
         match name {
             "uniform" => assert_eq!(uniform, whole.states.len()),
             // One completion is one token long.
-            _ => assert!(uniform < whole.states.len() / 2, "{name}: {uniform}"),
+            _ => assert!(uniform <= whole.states.len() / 2, "{name}: {uniform}"),
         }
         let turned = s.update(name, &[3, 1, 0, 2], 1024, 0.0);
         same_weights(method, &whole, &turned, "order");
@@ -166,7 +166,7 @@ fn weights_do_not_depend_on_the_batch() {
             let split = s.update(name, &[0, 1, 2, 3], max_rows, 0.0);
             same_weights(method, &whole, &split, &format!("{max_rows} rows"));
             let error = rel_l2(&split.gradients, &whole.gradients);
-            assert!(error < 1e-5, "{name}, {max_rows} rows: {error}");
+            assert!(error <= 1e-6, "{name}, {max_rows} rows: {error}");
         }
         // Dropout is in the gradient and never in a signal.
         let dropped = s.update(name, &[0, 1, 2, 3], 1024, 0.5);
@@ -278,7 +278,7 @@ fn entropy_masks_by_hand() {
     };
     let least = |mut all: Vec<f32>| {
         all.sort_by(|a, b| b.total_cmp(a));
-        all[(0.2 * all.len() as f64).ceil() as usize - 1]
+        all[all.len().div_ceil(5) - 1]
     };
     let own = s.update("entropy_quantile", &[0, 1, 2, 3], 1024, 0.0);
     for state in own.states.values() {
@@ -411,6 +411,21 @@ fn inspect_shows_all_methods_side_by_side() {
     );
     let one: Value = serde_json::from_str(one.lines().next().unwrap()).unwrap();
     assert_eq!(one["weights"]["delta"], values[0]["weights"]["delta"]);
+
+    // Another contrast prompt ranks the tokens otherwise, and touches nothing else.
+    let other = [
+        "--set",
+        "credit.contrast_prompt=Compute 36 - 22.",
+        "--json",
+        "-",
+    ];
+    let other = run(&bench, &[&all[..], &other].concat());
+    let other: Value = serde_json::from_str(other.lines().next().unwrap()).unwrap();
+    assert_ne!(
+        other["weights"]["contrast"],
+        values[0]["weights"]["contrast"]
+    );
+    assert_eq!(other["weights"]["arca"], values[0]["weights"]["arca"]);
 
     let text = run(&bench, &[&all[..], &["--table"]].concat());
     assert!(!text.contains('\x1b') && text.contains("rows.jsonl:2"));

@@ -130,6 +130,34 @@ fn every_credit_method_trains() {
     }
 }
 
+/// A scoring pass and later iterations pack other rows than the first forward:
+/// all of them fit what was planned for small batches, and the split changes
+/// nothing.
+#[test]
+fn small_batches_fit_their_plan() {
+    let bench = Bench::new();
+    for (i, settings) in [
+        &["credit.method=delta"][..],
+        &["credit.method=contrast"],
+        &["credit.method=entropy_quantile_batch"],
+        &["credit.method=arca", "lora.dropout=0.1"],
+        &["credit.method=k3"],
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let more = ["loss.inner_iterations=2", "train.prompts_per_step=4"];
+        let settings = [settings, &more].concat();
+        let large = finite(&bench, &format!("large{i}"), &settings);
+        let cut = [&settings[..], &["train.tokens_per_batch=40"]].concat();
+        let small = finite(&bench, &format!("small{i}"), &cut);
+        for key in ["train/loss", "credit/gini"] {
+            let (a, b) = (large.series(key)[0], small.series(key)[0]);
+            assert!((a - b).abs() < 1e-4, "{settings:?}: {key} {a} and {b}");
+        }
+    }
+}
+
 #[test]
 fn token_traces_are_as_long_as_the_completion() {
     let bench = Bench::new();

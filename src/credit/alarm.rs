@@ -22,7 +22,7 @@ const SPARSE_RATIO: f64 = 0.10;
 const NOISE: f64 = 3.0;
 /// Steps in a row before a warning: at the first step the adapter's B is 0 and
 /// what compares adapter and base is uniform by construction.
-const PATIENCE: usize = 3;
+pub const PATIENCE: usize = 3;
 
 /// What is wrong with a step's weights. Its number is `credit/alarm`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

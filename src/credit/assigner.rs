@@ -7,6 +7,7 @@ use super::{
 };
 use crate::config::CreditConfig;
 use crate::episode::TokenSignals;
+use crate::model::peft::decimal;
 
 /// A checked [`CreditConfig`] that turns signals into weights.
 #[derive(Clone, Copy)]
@@ -25,7 +26,7 @@ impl CreditAssigner {
             method: method(&config.method).context("credit.method")?,
             spread: Spread::new(config.exponent, config.epsilon, config.mix)?,
             settings: Settings {
-                quantile: config.quantile,
+                quantile: decimal(config.quantile),
             },
             hidden: config.hidden.parse()?,
             warmup_steps: config.warmup_steps,

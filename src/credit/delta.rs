@@ -60,7 +60,6 @@ impl Credit for Delta {
                 .iter()
                 .enumerate()
                 .filter(|(_, p)| p.advantage * sign > 0.0 && !p.signals.logprobs.is_empty())
-                .map(|(i, p)| (i, p))
                 .collect(),
         });
         let [positive, negative] = &sides;

@@ -23,10 +23,11 @@ use crate::episode::TokenSignals;
 pub struct EntropyQuantile(pub Scope);
 
 /// The ceil(q n)-th largest entropy, at least the largest.
-fn threshold(entropies: impl Iterator<Item = f32>, quantile: f32) -> f32 {
+fn threshold(entropies: impl Iterator<Item = f32>, quantile: f64) -> f32 {
     let mut all: Vec<f32> = entropies.collect();
     all.sort_by(|a, b| b.total_cmp(a));
-    let keep = (f64::from(quantile) * all.len() as f64).ceil() as usize;
+    // A fifth of five tokens is one, whatever 0.2 * 5 rounds to.
+    let keep = (quantile * all.len() as f64 - 1e-9).ceil() as usize;
     let last = keep.clamp(1, all.len().max(1)) - 1;
     all.get(last).copied().unwrap_or(f32::INFINITY)
 }
@@ -95,7 +96,7 @@ mod tests {
 
     #[test]
     fn keeps_the_share_and_ties() {
-        let kept = |entropies: &[f32], quantile: f32| {
+        let kept = |entropies: &[f32], quantile: f64| {
             let mut out = vec![f32::NAN; entropies.len()];
             let method = EntropyQuantile(Scope::Completion);
             method.score(&of(entropies), &Settings { quantile }, &mut out);
@@ -104,6 +105,8 @@ mod tests {
         let distinct: Vec<f32> = (0..10).map(|i| (i * 7 % 10) as f32).collect();
         assert_eq!(kept(&distinct, 0.2), 2);
         assert_eq!(kept(&distinct, 0.21), 3);
+        let hundred: Vec<f32> = (0..100).map(|i| i as f32).collect();
+        assert_eq!(kept(&hundred, 0.07), 7);
         assert_eq!(kept(&distinct, 0.01), 1);
         assert_eq!(kept(&distinct, 1.0), 10);
         assert_eq!(kept(&[2.0, 5.0, 5.0, 5.0, 1.0], 0.2), 3);

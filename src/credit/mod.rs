@@ -32,7 +32,7 @@ mod uniform;
 
 use anyhow::{Result, bail};
 
-pub use alarm::{Alarm, Watch, alarm};
+pub use alarm::{Alarm, PATIENCE, Watch, alarm};
 pub use arca::Arca;
 pub use assigner::CreditAssigner;
 pub use contrast::Contrast;
@@ -112,7 +112,7 @@ impl Signals {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Settings {
     /// `credit.quantile`: the share of tokens that an entropy mask keeps.
-    pub quantile: f32,
+    pub quantile: f64,
 }
 
 /// One completion as methods of a wider scope see it.

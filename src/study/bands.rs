@@ -90,7 +90,7 @@ pub fn legend(colour: bool) -> String {
 fn shade(heat: f64) -> char {
     // Uniform weight has heat 1/3: the lightest shade.
     match heat {
-        h if h < 0.18 => SHADES[0],
+        h if h < 0.25 => SHADES[0],
         h if h < 0.42 => SHADES[1],
         h if h < 0.60 => SHADES[2],
         h if h < 0.75 => SHADES[3],

@@ -144,7 +144,12 @@ impl Inspection {
         for (i, packed) in self.pack(rows)?.into_iter().enumerate() {
             let p = &packed.sequences[0];
             let hidden = Some(self.credit.hidden());
-            let head = engine.run_packed(packed.batch.clone(), self.temperature, false, hidden)?;
+            let head = engine
+                .run_packed(packed.batch.clone(), self.temperature, false, hidden)
+                .with_context(|| {
+                    let rows = packed.batch_rows;
+                    format!("row {}: scoring it takes a batch of {rows} rows", i + 1)
+                })?;
             let states = match self.needs().hidden_states {
                 true => engine.final_states(rows[i].prompt.len() + rows[i].completion.len() - 1)?,
                 false => Vec::new(),

@@ -112,11 +112,9 @@ pub fn contrast_ids(config: &Config, tokenizer: &Tokenizer) -> Result<Vec<u32>> 
         level: None,
         subject: None,
     };
-    PromptTemplate::from_config(&config.data)?.ids(
-        tokenizer,
-        &problem,
-        config.data.max_prompt_length,
-    )
+    PromptTemplate::from_config(&config.data)?
+        .ids(tokenizer, &problem, config.data.max_prompt_length)
+        .context("credit.contrast_prompt stands in the problem's place")
 }
 
 /// The update as `config` describes it. With a reference adapter resident,

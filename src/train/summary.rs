@@ -4,6 +4,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
+use crate::credit::PATIENCE;
 use crate::model::plan::peak_memory;
 use crate::train::checkpoint::RunState;
 use crate::train::evaluate::{self, EvalRow};
@@ -107,7 +108,7 @@ fn alarms(rows: &[Value]) -> String {
         rows.iter().filter(raised).count()
     };
     for (code, what) in [(1.0, "collapsed to uniform"), (2.0, "spuriously sparse")] {
-        if steps(code) > 0 {
+        if steps(code) >= PATIENCE {
             out += &format!(
                 "credit alarm: {what} in {} of {} steps\n",
                 steps(code),
