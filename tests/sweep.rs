@@ -142,7 +142,10 @@ fn the_bench_measures_both_ways() {
     let last: Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
     // Three arms with the same two lengths, of 1 to 4 tokens.
     let tokens = last["tokens"].as_u64().unwrap();
-    assert!(tokens % 3 == 0 && (6..=24).contains(&tokens), "{last}");
+    assert!(
+        tokens.is_multiple_of(3) && (6..=24).contains(&tokens),
+        "{last}"
+    );
     let seconds = |key: &str| last[key].as_f64().unwrap();
     let ratio = seconds("seconds_in_turn") / seconds("seconds_together");
     assert!((ratio - seconds("ratio")).abs() < 1e-9 && ratio > 0.0);
