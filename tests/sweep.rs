@@ -123,7 +123,40 @@ fn every_arm_equals_its_own_run() {
         study.arm("s", name).assert_same(&alone, 3);
         assert!(table.contains(&format!("\n{name} ")), "{table}");
     }
+    let [plain, arca, dropped, narrow] = NAMES.map(|name| asked(&study, "s", name));
+    assert!(plain == narrow && arca == dropped && plain != arca);
     check_files(&study, "s");
+}
+
+#[test]
+fn the_bench_measures_both_ways() {
+    let study = Study::new("");
+    let sizes = "--arms 3 --prompts 1 --group-size 2 --prompt-length 4 --new-tokens 4 --repeats 1";
+    let args: Vec<&str> = ["bench", "sweep", "--json"]
+        .into_iter()
+        .chain(sizes.split(' '))
+        .collect();
+    let output = study.output(&args);
+    expect(&output, 0, "bench sweep");
+    let text = String::from_utf8(output.stdout).unwrap();
+    let last: Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+    // Three arms with the same two lengths, of 1 to 4 tokens.
+    let tokens = last["tokens"].as_u64().unwrap();
+    assert!(
+        tokens.is_multiple_of(3) && (6..=24).contains(&tokens),
+        "{last}"
+    );
+    let seconds = |key: &str| last[key].as_f64().unwrap();
+    let ratio = seconds("seconds_in_turn") / seconds("seconds_together");
+    assert!((ratio - seconds("ratio")).abs() < 1e-9 && ratio > 0.0);
+}
+
+/// Arms of one seed are asked the same problems in the same order, those of
+/// another seed others.
+fn asked(study: &Study, run: &str, name: &str) -> Vec<Value> {
+    let run = study.arm(run, name);
+    let rows = (1..=3).flat_map(|step| run.completions(step));
+    rows.map(|row| row["problem"].clone()).collect()
 }
 
 /// The files that reports read, and that they agree with one another.

@@ -1,5 +1,11 @@
 //! Studies: many adapters trained side by side, what their credit looked at,
 //! and what may be concluded.
+//!
+//! ```text
+//! arms (from [sweep]) -> sweep (train, evaluate) -> comparison -> table
+//!                           record: the files of a sweep
+//! inspect (completions under every method) -> bands (terminal), heatmap (HTML)
+//! ```
 
 pub mod arms;
 pub mod bands;

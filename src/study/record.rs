@@ -58,7 +58,8 @@ pub struct ArmRecord {
     /// Completions and their tokens that it was trained on.
     pub completions: u64,
     pub tokens: u64,
-    /// Mean reward of the training steps, and its credit's diagnostics.
+    /// Mean reward of the training steps, and its credit's diagnostics; of a
+    /// finished arm, as is the rest.
     pub reward: Option<OverSteps>,
     pub gini: Option<OverSteps>,
     pub effective_token_ratio: Option<OverSteps>,
@@ -70,7 +71,8 @@ impl ArmRecord {
     /// Of an arm as it stands.
     pub fn of<D: HalfLayers>(arm: &Arm<D>, status: Status) -> ArmRecord {
         let (c, metrics) = (&arm.config, arm.dir.metrics());
-        let over_steps = |key: &str| over_steps(&metrics, key);
+        let done = status == Status::Done;
+        let over_steps = |key: &str| done.then(|| over_steps(&metrics, key)).flatten();
         ArmRecord {
             name: arm.name.clone(),
             dir: arm_dir(&arm.name),

@@ -76,7 +76,7 @@ fn rows_of(prompt: usize, completions: &[(usize, &[u32])]) -> usize {
             .sum::<usize>()
 }
 
-/// Cut groups into batches of at most `max_rows`. Groups stay whole where they
+/// Cut groups into batches of at most `policy_rows` policy rows. Groups stay whole where they
 /// fit; a group that does not is cut between completions and its prompt
 /// computed again.
 pub fn pack(groups: &[PackGroup], spec: &PackSpec) -> Result<Vec<Packed>> {

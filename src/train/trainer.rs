@@ -357,10 +357,8 @@ impl<D: HalfLayers> Trainer<D> {
 
     /// Save every arm that has not failed.
     pub fn save(&self) -> Result<()> {
-        let alive = self.arms.iter().filter(|a| a.failure.is_none());
-        alive
-            .map(|arm| arm.save_checkpoint(&self.session))
-            .collect()
+        let mut alive = self.arms.iter().filter(|a| a.failure.is_none());
+        alive.try_for_each(|arm| arm.save_checkpoint(&self.session))
     }
 }
 
