@@ -17,6 +17,7 @@ mod memory;
 mod mutants;
 mod options;
 mod parity;
+mod profiles;
 mod resume;
 mod rollout;
 mod run;

@@ -20,6 +20,7 @@ The table goes to standard output and to benches/results/cpu-<date>.md.
 
 import argparse
 import datetime
+import functools
 import json
 import os
 import platform
@@ -35,6 +36,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 TOOLS = ROOT / "tools" / "compare"
 THREADS = {"RAYON_NUM_THREADS": "2", "OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2"}
+BUILD = ["cargo", "build", "--release", "--message-format=json"]
 TORCH = {"f32": "float32", "bf16": "bfloat16"}
 
 
@@ -130,14 +132,17 @@ class Setup:
             venv.create(args.venv, with_pip=True)
             pip = [self.python, "-m", "pip", "install", "-q", "-r", TOOLS / "requirements.txt"]
             subprocess.run(pip, check=True)
-        build = ["cargo", "build", "--release", "--message-format=json"]
         # Copied, so that a later build does not change what is measured.
         self.folder = Path(tempfile.mkdtemp())
-        self.arca = shutil.copy(binary(build, ROOT, "arca"), self.folder)
+        given = getattr(args, "arca", None)
+        self.arca = shutil.copy(given or binary(BUILD, ROOT, "arca"), self.folder)
         dirty = " (with changes)" if command("git", "status", "--porcelain", "-uno") else ""
         self.commit = command("git", "rev-parse", "--short", "HEAD") + dirty
-        self.candle = binary(build, TOOLS / "candle", "candle-decode")
         self.models = args.models or self.folder
+
+    @functools.cached_property
+    def candle(self):
+        return binary(BUILD, TOOLS / "candle", "candle-decode")
 
     def model(self, shape, dtype):
         path = self.models / f"{shape}-{dtype}"
@@ -195,7 +200,7 @@ class Peer:
 
 def run_arca(setup, workload, model):
     command = setup.wrap + [setup.arca, "bench", *workload["arca"], "--model", model, "--json"]
-    command += ["--repeats", str(workload["repeats"]), "--device", "cpu"]
+    command += ["--repeats", str(workload["repeats"]), "--device", workload.get("device", "cpu")]
     command += ["--set", f"model.compute_dtype={workload['dtype']}"]
     run = subprocess.run(command, env=setup.env, capture_output=True, text=True)
     if run.returncode:
@@ -236,10 +241,11 @@ def measure(setup, workload):
                 "tokens": first["tokens"],
                 "ours": median(ours, "seconds"),
                 "theirs": median(runs, "seconds"),
-                "our_cores": statistics.median(cores(r) for r in ours),
+                "our_cores": statistics.median(cores(r) or 0 for r in ours),
                 "their_cores": statistics.median(cores(r) or 0 for r in runs),
                 "short": sum(1 for r in runs if cores(r) and cores(r) < 1.8),
-                "our_peak": max(r["peak_bytes"] for r in ours),
+                "share_of_roof": [r["share_of_roof"] for r in ours if "share_of_roof" in r],
+                "our_peak": max(r.get("device_peak_bytes") or r["peak_bytes"] for r in ours),
                 "their_peak": max(r.get("peak_bytes") or 0 for r in runs),
             }
         )
@@ -261,7 +267,7 @@ def median(runs, key):
     return statistics.median(run[key] for run in runs)
 
 
-def report(setup, rows):
+def report(setup, rows, title="CPU comparison", program="compare_cpu.py"):
     processor = platform.processor()
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
@@ -269,12 +275,12 @@ def report(setup, rows):
     packages = (TOOLS / "requirements.txt").read_text().split()
     load = " ".join(f"{x:.1f}" for x in os.getloadavg())
     out = [
-        f"# CPU comparison, {datetime.date.today()}",
+        f"# {title}, {datetime.date.today()}",
         "",
         f"- machine: {processor}, {os.cpu_count()} cores; load average at the end {load}",
         f"- arca: commit {setup.commit}, {command('rustc', '--version')}",
-        f"- peers: {', '.join(packages)}, candle 0.11.0",
-        f"- command: `python tools/compare_cpu.py {shlex.join(generic(sys.argv[1:]))}`",
+        f"- peers: {', '.join(packages)}" + (", candle 0.11.0" if any(r["peer"] == "candle" for r in rows) else ""),
+        f"- command: `python tools/{program} {shlex.join(generic(sys.argv[1:]))}`",
         f"- medians of {setup.args.rounds} alternating rounds, 2 threads each",
         "",
         "| row | tokens/s arca | peer | tokens/s peer | arca is | cores arca / peer | peak MiB arca / peer |",
@@ -299,7 +305,7 @@ def generic(words):
     return [w for i, w in enumerate(words) if not (w in paths or (i and words[i - 1] in paths))]
 
 
-paths = ("--venv", "--models", "--out")
+paths = ("--venv", "--models", "--out", "--arca")
 
 if __name__ == "__main__":
     main()

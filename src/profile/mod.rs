@@ -152,7 +152,7 @@ pub fn op<D: Device, T>(
 ) -> Result<T> {
     match listening() {
         false => work(),
-        true => recorded(device, ctx, name, cost(), work),
+        true => recorded(device, ctx, name, cost, work),
     }
 }
 
@@ -162,7 +162,7 @@ fn recorded<D: Device, T>(
     device: &D,
     ctx: &Ctx<D>,
     name: &'static str,
-    cost: Cost,
+    cost: impl FnOnce() -> Cost,
     work: impl FnOnce() -> Result<T>,
 ) -> Result<T> {
     let recording = RECORDER.with_borrow(Option::is_some);
@@ -175,7 +175,7 @@ fn recorded<D: Device, T>(
     let out = work()?;
     let last = mark()?;
     let mut full = false;
-    record(|r| full = r.finish_op(cost, first.zip(last)));
+    record(|r| full = r.finish_op(cost(), first.zip(last)));
     drop(range);
     if full {
         read_marks(device)?;
@@ -361,5 +361,96 @@ impl Drop for Recording {
     fn drop(&mut self) {
         RECORDER.with_borrow_mut(|r| *r = None);
         LISTENERS.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::cpu::Cpu;
+
+    /// One after the other: a recording in a thread makes those in others ask
+    /// whether they record.
+    #[test]
+    fn ranges_cost_nothing_until_they_are_recorded() {
+        nobody_listens();
+        a_recording_is_of_its_thread_and_ends();
+    }
+
+    /// Nothing is kept unless it is asked for, and asking costs next to nothing:
+    /// `--nocapture` says how much.
+    fn nobody_listens() {
+        let device = Cpu::<f32>::new();
+        let ctx = Ctx { stream: &() };
+        let calls = 1_000_000;
+        let mut sum = 0u64;
+        // The fastest of several: others use the machine too.
+        let fastest = (0..20)
+            .map(|_| {
+                let start = Instant::now();
+                for i in 0..calls {
+                    let cost = || unreachable!("a cost that nobody asks for");
+                    let done = op(&device, &ctx, "op", cost, || {
+                        sum = std::hint::black_box(sum + i);
+                        Ok(())
+                    });
+                    assert!(done.is_ok());
+                }
+                start.elapsed().as_secs_f64() / calls as f64
+            })
+            .fold(f64::MAX, f64::min);
+        println!("{:.2} ns an op when off", fastest * 1e9);
+        assert!(fastest < 20e-9, "{:.1} ns", fastest * 1e9);
+
+        let recording = Recording::start(&device, &ctx).unwrap();
+        let recorded = 10_000;
+        let start = Instant::now();
+        for _ in 0..recorded {
+            let cost = || Cost::of_bytes(8);
+            op(&device, &ctx, "op", cost, || Ok(())).unwrap();
+        }
+        let each = start.elapsed().as_secs_f64() / recorded as f64;
+        println!("{:.0} ns an op when recorded", each * 1e9);
+        let profile = recording.finish(&device, &ctx).unwrap();
+        assert_eq!(profile.spans.len(), recorded);
+    }
+
+    fn a_recording_is_of_its_thread_and_ends() {
+        let device = Cpu::<f32>::new();
+        let ctx = Ctx { stream: &() };
+        let outer = phase("before");
+        let recording = Recording::start(&device, &ctx).unwrap();
+        assert!(Recording::start(&device, &ctx).is_err());
+        drop(outer);
+        {
+            let _step = step(3);
+            let _phase = phase("forward");
+            std::thread::scope(|s| {
+                s.spawn(|| drop(phase("elsewhere")));
+            });
+            let cost = || Cost::of_bytes(8);
+            op(&device, &ctx, "copy", cost, || Ok(())).unwrap();
+            let failed: Result<()> = op(&device, &ctx, "fails", cost, || anyhow::bail!("no"));
+            assert!(failed.is_err());
+            let _layer = layer(1);
+        }
+        let profile = recording.finish(&device, &ctx).unwrap();
+        let _late = phase("after");
+        let found: Vec<(String, Option<usize>)> = profile
+            .spans
+            .iter()
+            .map(|s| (s.title(), s.parent))
+            .collect();
+        let expected = [
+            ("step 3", None),
+            ("forward", Some(0)),
+            ("copy", Some(1)),
+            ("fails", Some(1)),
+            ("layer 1", Some(1)),
+        ];
+        let expected = expected.map(|(name, parent)| (name.to_string(), parent));
+        assert_eq!(found, expected);
+        assert_eq!(profile.spans[2].cost.bytes, 8.0);
+        assert!(profile.spans.iter().all(|s| s.host[1] >= s.host[0]));
     }
 }

@@ -138,3 +138,42 @@ fn long_copies_arrive() {
     device.download(&ctx, from, &mut back).unwrap();
     assert!(back == parts.concat());
 }
+
+/// The vendor's profiler is told to begin and to end around the asked steps.
+#[test]
+fn a_profiler_collects_the_asked_steps() {
+    let libraries = libraries();
+    if !has_kernels(libraries.path()) {
+        return;
+    }
+    let run = tempfile::tempdir().unwrap();
+    let out = run.path().join("trace.json").display().to_string();
+    let args = [
+        "bench",
+        "update",
+        "--shape",
+        "demo",
+        "--device",
+        "cuda",
+        "--prompts",
+        "1",
+        "--group-size",
+        "2",
+        "--prompt-length",
+        "4",
+        "--new-tokens",
+        "8",
+        "--repeats",
+        "2",
+        "--profile-steps",
+        "2",
+        "--out",
+        &out,
+    ];
+    let done = on_fake(&arca(), libraries.path(), "none", &args);
+    let text = String::from_utf8_lossy(&done.stderr);
+    assert!(done.status.success(), "{text}");
+    let told: Vec<&str> = text.lines().filter(|l| l.starts_with("profiler")).collect();
+    assert_eq!(told, ["profiler started", "profiler stopped"]);
+    assert!(Path::new(&out).exists());
+}
