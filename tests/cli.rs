@@ -41,6 +41,7 @@ fn help_names_every_verb() {
         "inspect",
         "replay",
         "grade",
+        "report",
         "plan",
         "bench",
         "init-model",
@@ -74,6 +75,9 @@ fn bad_usage_is_2() {
         &["bench", "everything"],
         &["inspect"],
         &["plan", "--run", "no-such-run"],
+        &["report"],
+        &["report", "no-such-run"],
+        &["report", "."],
     ] {
         refused(dir.path(), args);
     }

@@ -14,6 +14,7 @@ pub mod init_model;
 pub mod inspect;
 pub mod plan;
 pub mod replay;
+pub mod report;
 pub mod train;
 
 use std::io::{self, Write};
@@ -70,6 +71,7 @@ fn dispatch(verb: Verb) -> anyhow::Result<Outcome> {
         Verb::Inspect(args) => inspect::run(args),
         Verb::Replay(args) => replay::run(args),
         Verb::Grade(args) => grade::run(args),
+        Verb::Report(args) => report::run(args),
         Verb::Plan(args) => plan::run(args),
         Verb::Bench(args) => bench::run(args),
         Verb::InitModel(args) => init_model::run(args),

@@ -553,7 +553,8 @@ impl<D: HalfLayers> Trainer<D> {
             }
         }
         self.save_checkpoint()?;
-        let summary = summary(&self.state, last.as_ref(), &self.config.credit.method);
+        let mut summary = summary(&self.state, last.as_ref(), &self.config.credit.method);
+        summary["device"] = json!(self.session.engine.device.name());
         write_atomic(
             &self.dir.summary(),
             serde_json::to_string_pretty(&summary)?.as_bytes(),

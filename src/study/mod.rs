@@ -1,0 +1,3 @@
+//! Several runs looked at together.
+
+pub mod report;
