@@ -16,6 +16,7 @@ mod memory;
 mod mutants;
 mod options;
 mod parity;
+mod report;
 mod resume;
 mod rollout;
 mod run;

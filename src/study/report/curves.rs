@@ -123,7 +123,8 @@ pub fn thin_out(points: Vec<Point>) -> Vec<Point> {
         return points;
     }
     let stride = points.len().div_ceil(MOST);
-    points
+    let ends = (points[0].x, points[points.len() - 1].x);
+    let mut few: Vec<Point> = points
         .chunks(stride)
         .map(|c| {
             let mean = |of: fn(&Point) -> f64| c.iter().map(of).sum::<f64>() / c.len() as f64;
@@ -133,7 +134,12 @@ pub fn thin_out(points: Vec<Point>) -> Vec<Point> {
                 error: mean(|p| p.error),
             }
         })
-        .collect()
+        .collect();
+    // The axis reaches as far as the run.
+    if let [first, .., last] = &mut few[..] {
+        (first.x, last.x) = ends;
+    }
+    few
 }
 
 #[cfg(test)]

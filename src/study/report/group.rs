@@ -13,9 +13,10 @@ pub struct Group {
     pub label: String,
     /// The credit method.
     pub method: String,
-    /// Indices of the runs that count: those that ended, or all where none did.
+    /// Indices of the runs that count: those that ended, or all where none did,
+    /// one per seed.
     pub runs: Vec<usize>,
-    /// Runs that were left out because others of the group did end.
+    /// Runs that do not count.
     pub left_out: usize,
     /// Whether no run of the group has ended.
     pub unfinished: bool,
@@ -44,7 +45,7 @@ const PHYSICAL: [&str; 9] = [
 /// Keys that the table has a column for.
 const COLUMNS: [(&str, &str); 3] = [
     ("lora.r", "r "),
-    ("credit.exponent", "p "),
+    ("credit.exponent", "exp "),
     ("credit.hidden", ""),
 ];
 
@@ -94,10 +95,19 @@ pub fn groups(runs: &[Run]) -> Vec<Group> {
         let ended = |&&i: &&usize| runs[i].status == Status::Done;
         let done: Vec<usize> = group.runs.iter().filter(ended).copied().collect();
         group.unfinished = done.is_empty();
+        let all = group.runs.len();
         if !done.is_empty() {
-            group.left_out = group.runs.len() - done.len();
             group.runs = done;
         }
+        // The same seed again is the same run again, and says nothing new.
+        let mut seeds: Vec<&str> = Vec::new();
+        group.runs.retain(|&i| {
+            let seed = runs[i].seed();
+            let new = seed == "?" || !seeds.contains(&seed);
+            seeds.push(seed);
+            new
+        });
+        group.left_out = all - group.runs.len();
     }
     let place = |g: &Group| METHODS.iter().position(|m| m.name() == g.method);
     let rank = |g: &Group| g.key("lora.r").and_then(|r| r.parse::<u64>().ok());
@@ -152,6 +162,12 @@ fn label(groups: &mut [Group]) {
             if let Some(value) = group.key(key) {
                 label += &format!(" {prefix}{value}");
             }
+        }
+        if varies(&all, "model.path") {
+            let path = group.key("model.path").unwrap_or_default();
+            let name = path.trim_end_matches('/').rsplit('/').next();
+            let name = name.filter(|n| !n.is_empty()).unwrap_or("demo");
+            label += &format!(" {}", clip(name, 24));
         }
         labels.push(label);
     }

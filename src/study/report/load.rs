@@ -298,9 +298,11 @@ impl Study {
         ] {
             let value = &arm[of_listing];
             if !value.is_null() && !run.config.contains_key(key) {
-                let text = value
-                    .as_str()
-                    .map_or_else(|| value.to_string(), String::from);
+                let text = match (value.as_str(), value.as_f64()) {
+                    (Some(text), _) => text.to_string(),
+                    (None, Some(x)) => x.to_string(),
+                    (None, None) => value.to_string(),
+                };
                 run.config.insert(key.to_string(), text);
             }
         }

@@ -9,7 +9,9 @@ use super::scale::{Scale, range};
 /// One place of a curve.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Point {
+    /// Step, tokens, seconds or decile.
     pub x: f64,
+    /// The mean.
     pub y: f64,
     /// Half the height of the band; 0 for none.
     pub error: f64,
@@ -48,6 +50,8 @@ pub struct Lines {
 const HEIGHT: f64 = 178.0;
 /// Curves of few points show each of them.
 const DOTTED: usize = 12;
+/// Figures of more lines have no bands.
+const MOST_BANDS: usize = 8;
 
 impl Lines {
     pub(super) fn draw(&self, canvas: &mut Canvas, legend: bool) {
@@ -127,10 +131,18 @@ impl Lines {
             canvas.push(&format!(
                 "<line x1=\"{left:.1}\" y1=\"{place:.1}\" x2=\"{right:.1}\" y2=\"{place:.1}\" stroke=\"var(--muted)\" stroke-width=\"1.2\" stroke-dasharray=\"3 3\"/>"
             ));
-            canvas.text(right - 2.0, place - 4.0, 10.5, "muted", Anchor::End, name);
+            canvas.push(&format!(
+                "<text x=\"{:.1}\" y=\"{:.1}\" font-size=\"10.5\" text-anchor=\"end\" fill=\"var(--muted)\" stroke=\"var(--panel)\" stroke-width=\"3\" paint-order=\"stroke\">{}</text>",
+                right - 2.0,
+                place - 5.0,
+                escape(name)
+            ));
         }
-        for line in &self.lines {
-            self.draw_band(canvas, line, &x, &y);
+        // Of many bands none could be made out.
+        if self.lines.iter().filter(|l| !l.thin).count() <= MOST_BANDS {
+            for line in &self.lines {
+                draw_band(canvas, line, &x, &y);
+            }
         }
         for line in &self.lines {
             draw_line(canvas, line, &x, &y);
@@ -150,27 +162,26 @@ impl Lines {
             canvas.legend(&entries);
         }
     }
-
-    fn draw_band(&self, canvas: &mut Canvas, line: &Line, x: &Scale, y: &Scale) {
-        if line.points.len() < 2 || line.points.iter().all(|p| p.error <= 0.0) {
-            return;
-        }
-        let clamp = |value: f64| y.at(value.clamp(y.ends.0, y.ends.1));
-        let mut path = String::new();
-        for p in &line.points {
-            let _ = write!(path, "{:.1},{:.1} ", x.at(p.x), clamp(p.y + p.error));
-        }
-        for p in line.points.iter().rev() {
-            let _ = write!(path, "{:.1},{:.1} ", x.at(p.x), clamp(p.y - p.error));
-        }
-        canvas.push(&format!(
-            "<polygon class=\"spread\" points=\"{}\" fill=\"{}\" fill-opacity=\"0.15\"/>",
-            path.trim_end(),
-            line.colour
-        ));
-    }
 }
 
+fn draw_band(canvas: &mut Canvas, line: &Line, x: &Scale, y: &Scale) {
+    if line.points.len() < 2 || line.points.iter().all(|p| p.error <= 0.0) {
+        return;
+    }
+    let clamp = |value: f64| y.at(value.clamp(y.ends.0, y.ends.1));
+    let mut path = String::new();
+    for p in &line.points {
+        let _ = write!(path, "{:.1},{:.1} ", x.at(p.x), clamp(p.y + p.error));
+    }
+    for p in line.points.iter().rev() {
+        let _ = write!(path, "{:.1},{:.1} ", x.at(p.x), clamp(p.y - p.error));
+    }
+    canvas.push(&format!(
+        "<polygon class=\"spread\" points=\"{}\" fill=\"{}\" fill-opacity=\"0.15\"/>",
+        path.trim_end(),
+        line.colour
+    ));
+}
 fn draw_line(canvas: &mut Canvas, line: &Line, x: &Scale, y: &Scale) {
     let places: Vec<String> = line
         .points

@@ -64,7 +64,10 @@ pub fn range(values: impl Iterator<Item = f64>) -> Option<(f64, f64)> {
         ends = Some((lo.min(x), hi.max(x)));
     }
     let (lo, hi) = ends?;
-    if lo >= 0.0 && lo < 0.6 * hi {
+    if lo == 0.0 && hi == 0.0 {
+        return Some((0.0, 1.0));
+    }
+    if lo >= 0.0 && (lo < 0.7 * hi || lo == hi) {
         return Some((0.0, hi * 1.05));
     }
     let air = 0.06 * (hi - lo);
@@ -88,7 +91,7 @@ fn tick(x: f64, step: f64) -> String {
         return "0".into();
     }
     if step < 1e-4 {
-        return format!("{x:.0e}");
+        return format!("{x:.1e}");
     }
     let mut digits = 0;
     while digits < 6

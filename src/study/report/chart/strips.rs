@@ -7,7 +7,9 @@ use super::scale::Scale;
 /// Steps `from` to `to`, both within.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Span {
+    /// The first step.
     pub from: f64,
+    /// The last step.
     pub to: f64,
     /// Which of the [`Strips::kinds`].
     pub kind: usize,

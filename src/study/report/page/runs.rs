@@ -88,9 +88,11 @@ fn settings(run: &Run, differing: &[String]) -> String {
     out
 }
 
-/// Keys whose values differ between runs that have settings.
+/// Keys whose values differ between runs whose settings are all known.
 fn differing(runs: &[Run]) -> Vec<String> {
-    let known: Vec<&Run> = runs.iter().filter(|r| !r.config.is_empty()).collect();
+    // A failed arm without a config.toml has what the sweep lists, no more.
+    let whole = |r: &&Run| r.key("model.path").is_some();
+    let known: Vec<&Run> = runs.iter().filter(whole).collect();
     let keys: BTreeSet<&String> = known.iter().flat_map(|r| r.config.keys()).collect();
     keys.into_iter()
         .filter(|key| {

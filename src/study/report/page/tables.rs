@@ -41,7 +41,7 @@ fn results(report: &Report) -> String {
     for group in report.groups.iter().filter(|g| g.left_out > 0) {
         let _ = write!(
             out,
-            "<p class=\"muted\">{}: {} unfinished or failed run{} left out of the means.</p>\n",
+            "<p class=\"muted\">{}: {} run{} left out of the means, being unfinished or of a seed that is there already.</p>\n",
             escape(&group.label),
             group.left_out,
             if group.left_out == 1 { "" } else { "s" }
