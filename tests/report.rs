@@ -500,9 +500,12 @@ fn only_the_named_file_is_overwritten() {
     assert!(!dir.path().join("report-figures").exists());
     assert_eq!(read(dir.path().join("a/metrics.jsonl")), before);
     for (args, says) in [
-        (&["nowhere"][..], "nowhere does not exist"),
-        (&["report.html"], "is not a folder"),
-        (&["f"], "neither a run folder"),
+        (
+            &["nowhere", "--out", "x.html"][..],
+            "nowhere does not exist",
+        ),
+        (&["report.html", "--out", "x.html"], "is not a folder"),
+        (&["f", "--out", "x.html"], "neither a run folder"),
         (&["a", "--out", "f"], "is a folder"),
         (
             &["a", "--out", "x.html", "--figures", "report.html"],
