@@ -36,11 +36,70 @@ fn main() {
     println!("cargo:rerun-if-changed=build.rs");
     println!("cargo:rerun-if-changed=cuda");
     println!("cargo:rerun-if-changed=.cuda-toolchain");
+    commit();
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
     let sources = sources(Path::new("cuda"));
     fatbins(&sources, &out);
     if env::var_os("CARGO_FEATURE_EMULATOR").is_some() {
         emulator(&sources, &out);
+    }
+}
+
+/// What the binary is made of: changes elsewhere do not make it another one.
+const PARTS: [&str; 6] = [
+    "src",
+    "cuda",
+    "assets",
+    "build.rs",
+    "Cargo.toml",
+    "Cargo.lock",
+];
+
+/// Hands the commit to the program as `ARCA_COMMIT`.
+fn commit() {
+    let root = env::var("CARGO_MANIFEST_DIR").unwrap_or_default();
+    let git = |args: &[&str]| -> Option<String> {
+        // Not to touch the index, whose owner may be at work.
+        let done = Command::new("git")
+            .args(["--no-optional-locks", "-C", &root])
+            .args(args)
+            .output()
+            .ok()?;
+        let text = String::from_utf8(done.stdout).ok()?;
+        done.status.success().then(|| text.trim().to_string())
+    };
+    let same = |top: &str| matches!((fs::canonicalize(top), fs::canonicalize(&root)), (Ok(a), Ok(b)) if a == b);
+    // Unpacked within a checkout of something else, it is not of that commit.
+    let own = git(&["rev-parse", "--show-toplevel"]).is_some_and(|top| same(&top));
+    let hash = own.then(|| git(&["rev-parse", "HEAD"])).flatten();
+    let commit = match hash {
+        None => "unknown".to_string(),
+        Some(hash) => {
+            let mut status = vec!["status", "--porcelain", "--"];
+            status.extend(PARTS);
+            match git(&status) {
+                Some(changes) if changes.is_empty() => hash,
+                _ => hash + "+changes",
+            }
+        }
+    };
+    println!("cargo:rustc-env=ARCA_COMMIT={commit}");
+    if own {
+        // A commit moves the branch, a checkout HEAD; where branches are packed
+        // into one file, a commit shows in the log. A worktree has its HEAD
+        // elsewhere than its branches.
+        let branch = git(&["symbolic-ref", "-q", "HEAD"]);
+        let names = ["HEAD", "logs/HEAD", "packed-refs"].into_iter();
+        for name in names.chain(branch.as_deref()) {
+            let path = git(&["rev-parse", "--git-path", name]);
+            // A missing file would have the script run every time.
+            if let Some(path) = path.filter(|path| Path::new(path).exists()) {
+                println!("cargo:rerun-if-changed={path}");
+            }
+        }
+    }
+    for part in PARTS {
+        println!("cargo:rerun-if-changed={part}");
     }
 }
 

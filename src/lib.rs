@@ -37,3 +37,7 @@ pub mod train;
 pub mod study;
 
 pub mod cli;
+
+/// The commit that the program was built from, with `+changes` where its files
+/// differed from it; `unknown` outside a git checkout.
+pub const COMMIT: &str = env!("ARCA_COMMIT");

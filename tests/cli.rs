@@ -42,6 +42,7 @@ fn help_names_every_verb() {
         "inspect",
         "replay",
         "grade",
+        "report",
         "plan",
         "bench",
         "init-model",
@@ -78,6 +79,9 @@ fn bad_usage_is_2() {
         &["sweep"],
         &["sweep", "--resume"],
         &["sweep", "--config", "no-such.toml"],
+        &["report"],
+        &["report", "no-such-run"],
+        &["report", "."],
     ] {
         refused(dir.path(), args);
     }

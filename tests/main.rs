@@ -18,6 +18,7 @@ mod mutants;
 mod options;
 mod parity;
 mod profiles;
+mod report;
 mod resume;
 mod rollout;
 mod run;

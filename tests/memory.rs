@@ -515,6 +515,7 @@ fn arms_are_planned_together() {
         group: 8,
         sampled: 64,
         reference_rows: false,
+        contrast_rows: false,
         trained: 1,
         tokens_per_batch: 4096,
         pages: None,

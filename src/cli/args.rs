@@ -15,6 +15,7 @@ Examples:
   arca sweep --config presets/demo.toml           train 16 adapters side by side, and compare them
   arca eval --model Qwen/Qwen3-0.6B --adapter runs/arca/adapter --data test.jsonl
   arca inspect --model Qwen/Qwen3-0.6B --adapter runs/arca/adapter --input rows.jsonl --method arca
+  arca report runs/uniform runs/arca --out report.html
   arca plan --config math.toml                    would it fit?
 
 A model is a folder in Hugging Face layout, or a hub id that lies in the local cache.
@@ -46,6 +47,8 @@ pub enum Verb {
     Replay(ReplayArgs),
     /// Judge answers against gold answers
     Grade(GradeArgs),
+    /// One HTML file and figures on runs and sweeps
+    Report(ReportArgs),
     /// What a run would need in memory
     Plan(PlanArgs),
     /// Measure the speed of a part of a run
@@ -320,6 +323,20 @@ pub struct GradeArgs {
     /// Show the rows whose verdict is not as labelled
     #[arg(long, conflicts_with = "answer")]
     pub disagreements: bool,
+}
+
+/// `arca report`
+#[derive(Debug, Args)]
+pub struct ReportArgs {
+    /// Run folders and sweep folders; a sweep stands for its arms
+    #[arg(value_name = "RUN", required = true)]
+    pub runs: Vec<PathBuf>,
+    /// File to write; one that is there is overwritten only if it is named [default: report.html]
+    #[arg(long, value_name = "FILE.html")]
+    pub out: Option<PathBuf>,
+    /// Folder for the figures as SVG and PNG [default: the file's name with -figures]
+    #[arg(long, value_name = "DIR")]
+    pub figures: Option<PathBuf>,
 }
 
 /// `arca plan`

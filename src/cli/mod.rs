@@ -15,6 +15,7 @@ pub mod init_model;
 pub mod inspect;
 pub mod plan;
 pub mod replay;
+pub mod report;
 pub mod sweep;
 pub mod train;
 
@@ -76,6 +77,7 @@ fn dispatch(verb: Verb) -> anyhow::Result<Outcome> {
         Verb::Inspect(args) => inspect::run(args),
         Verb::Replay(args) => replay::run(args),
         Verb::Grade(args) => grade::run(args),
+        Verb::Report(args) => report::run(args),
         Verb::Plan(args) => plan::run(args),
         Verb::Bench(args) => bench::run(args),
         Verb::InitModel(args) => init_model::run(args),

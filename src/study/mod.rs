@@ -5,6 +5,7 @@
 //! arms (from [sweep]) -> sweep (train, evaluate) -> comparison -> table
 //!                           record: the files of a sweep
 //! inspect (completions under every method) -> bands (terminal), heatmap (HTML)
+//! run and sweep folders -> report
 //! ```
 
 pub mod arms;
@@ -13,6 +14,7 @@ pub mod comparison;
 pub mod heatmap;
 pub mod inspect;
 pub mod record;
+pub mod report;
 pub mod specimens;
 pub mod statistics;
 pub mod sweep;

@@ -282,16 +282,3 @@ pub fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
         .with_context(|| format!("{} is not what a sweep writes", path.display()))?;
     Ok(Some(value))
 }
-
-/// The commit of the checkout that this program was built in.
-pub fn commit() -> String {
-    let output = std::process::Command::new("git")
-        .args(["-C", env!("CARGO_MANIFEST_DIR"), "rev-parse", "HEAD"])
-        .output();
-    match output {
-        Ok(output) if output.status.success() => {
-            String::from_utf8_lossy(&output.stdout).trim().to_string()
-        }
-        _ => String::new(),
-    }
-}

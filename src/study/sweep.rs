@@ -11,9 +11,7 @@ use crate::episode::AdapterId;
 use crate::model::half_layer::HalfLayers;
 use crate::study::arms::Arms;
 use crate::study::comparison::{Subject, comparisons, families};
-use crate::study::record::{
-    self, ArmRecord, Evaluation, OutcomeRow, Record, Status, SweepDir, commit,
-};
+use crate::study::record::{self, ArmRecord, Evaluation, OutcomeRow, Record, Status, SweepDir};
 use crate::study::specimens::write_inspect;
 use crate::study::table::table;
 use crate::train::evaluate::{Evaluated, Outcomes};
@@ -124,7 +122,7 @@ impl<D: HalfLayers> Study<D> {
             ],
             evaluation: Evaluation::of(&trainer.held_out.problems),
             record: Record {
-                commit: commit(),
+                commit: crate::COMMIT.to_string(),
                 ..record
             },
             trainer,

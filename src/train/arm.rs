@@ -389,7 +389,8 @@ impl<D: HalfLayers> Arm<D> {
             self.keep_best(session, row)?;
         }
         self.save_checkpoint(session)?;
-        let summary = summary(&self.state, last, &self.config.credit.method);
+        let mut summary = summary(&self.state, last, &self.config.credit.method);
+        summary["device"] = json!(session.engine.device.name());
         write_atomic(
             &self.dir.summary(),
             serde_json::to_string_pretty(&summary)?.as_bytes(),

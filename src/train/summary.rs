@@ -26,6 +26,10 @@ pub fn summary(s: &RunState, last: Option<&EvalRow>, method: &str) -> Value {
         "credit": method,
         "reward_first_ten": tenth(&s.rewards[..n.min(10)]),
         "reward_last_ten": tenth(&s.rewards[n.saturating_sub(10)..]),
+        "version": env!("CARGO_PKG_VERSION"),
+        "commit": crate::COMMIT,
+        "command": std::env::args().collect::<Vec<_>>().join(" "),
+        "finished": jiff::Timestamp::now().strftime("%Y-%m-%d %H:%M UTC").to_string(),
     })
 }
 
