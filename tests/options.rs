@@ -130,6 +130,29 @@ fn every_credit_method_trains() {
     }
 }
 
+/// Weights that say nothing are said to, once, and by the report; not where
+/// they are meant to be equal.
+#[test]
+fn degenerate_credit_is_told() {
+    let bench = Bench::new();
+    let told = |name: &str, settings: &[&str]| {
+        let four = ["train.steps=4", "credit.probe_every=1"];
+        let output = bench.command(name, &[&four, settings].concat()).output();
+        let output = output.unwrap();
+        crate::run::expect(&output, 0, name);
+        let warnings = String::from_utf8(output.stderr).unwrap();
+        let report = String::from_utf8(output.stdout).unwrap();
+        let counted = report.contains("credit alarm: collapsed to uniform in 4 of 4 steps");
+        let times = warnings.matches("has collapsed to uniform").count();
+        (bench.run(name).series("credit/alarm"), times, counted)
+    };
+    let collapsed = told("mixed", &["credit.method=surprisal", "credit.mix=1"]);
+    assert_eq!(collapsed, (vec![1.0; 4], 1, true));
+    assert_eq!(told("uniform", &[]), (vec![0.0; 4], 0, false));
+    let sharp = told("sharp", &["credit.method=surprisal"]);
+    assert!(sharp.1 == 0 && !sharp.2, "{sharp:?}");
+}
+
 /// A scoring pass and later iterations pack other rows than the first forward:
 /// all of them fit what was planned for small batches, and the split changes
 /// nothing.

@@ -66,7 +66,7 @@ pub fn bands(tokens: &[String], methods: &[(&str, &[f64])], screen: Screen) -> S
                     out += format!("{name:gutter$}{band}").trim_end();
                     out.push('\n');
                 }
-                if !methods.is_empty() {
+                if !methods.is_empty() && start < cells.len() {
                     out.push('\n');
                 }
             }
@@ -155,8 +155,7 @@ mod tests {
          \n\
          \u{20}        end\n\
          uniform  ░░░\n\
-         sparse\n\
-         \n";
+         sparse\n";
         assert_eq!(text, expected, "\n{text}");
     }
 
