@@ -180,7 +180,9 @@ fn sweep(root: &Path) {
     let problems: Vec<_> = (0..PROBLEMS)
         .map(|i| json!({"id": format!("p{i}")}))
         .collect();
-    let listing = json!({"arms": arms, "seconds": 120.0, "rollout_seconds": 60.0, "update_seconds": 50.0, "commit": "fedcba9"});
+    let listing = json!({"arms": arms, "seconds": 120.0, "rollout_seconds": 60.0, "update_seconds": 50.0, "commit": "fedcba9", "comparisons": [{"arm": "arca", "control": "uniform", "seeds": [0, 1],
+        "greedy": {"difference": 0.375, "standard_error": 0.15, "interval": [0.125, 0.625], "p_value": 0.03}, "greedy_mcnemar": null,
+        "sampled": {"difference": -0.01, "standard_error": 0.1, "interval": [-0.2, 0.2], "p_value": 0.9}}]});
     fs::write(root.join("sweep.json"), listing.to_string()).unwrap();
     let evaluation = json!({"problems": problems, "rows": rows});
     fs::write(root.join("evaluation.json"), evaluation.to_string()).unwrap();
@@ -391,6 +393,12 @@ fn tables_hold_what_is_worked_out_by_hand() {
     // Paired by seed the rewards are .2 apart.
     assert_eq!(arca[6], "+.200\u{b1}.000");
 
+    // The sweep's own words.
+    let own = rows(tables[2]);
+    assert_eq!(own[0].0, "arca");
+    assert_eq!(own[0].1[1], "+.375[+.125, +.625] p=.030");
+    assert_eq!(own[0].1[3], "\u{2212}.010[\u{2212}.200, +.200] p=.900");
+
     let line = |name: &str| {
         text.lines()
             .find(|l| l.starts_with(name))
@@ -462,11 +470,10 @@ fn damaged_and_partial_runs_are_named() {
     );
     for note in [
         "torn/metrics.jsonl:9: the last line is torn",
-        "torn/summary.json: missing",
         "torn/inspect.jsonl:1: `arca` has 2 values for 1 tokens",
         "bad/config.toml: no TOML",
         "bare/config.toml: missing",
-        "torn: unfinished after 8 steps",
+        "torn: unfinished after 8 steps (no summary.json)",
     ] {
         assert!(text.contains(note), "{note}:\n{text}");
     }

@@ -1,9 +1,9 @@
 //! Which figures there are, and what goes into them.
 
-use super::chart::{
-    Bar, Bars, Chart, Dot, DotRow, Dots, Figure, Line, Lines, Matrix, Point, Segment, Span, Strip,
-    Strips,
-};
+mod course;
+mod place;
+
+use super::chart::{Chart, Dot, DotRow, Dots, Figure, Line, Lines, Point};
 use super::curves::{self, Axis};
 use super::estimate::Estimate;
 use super::group::Group;
@@ -107,19 +107,6 @@ const LEARNING: [Curve; 7] = [
 /// The range of Gini that the paper's poster shades as neither collapsed nor
 /// sparse.
 const POSTER_BAND: (f64, f64) = (0.25, 0.60);
-
-/// Token classes of `credit/class/`.
-const CLASSES: [&str; 5] = ["digits", "operators", "words", "box", "other"];
-
-/// Parts of a step, in the order they run.
-pub const PHASES: [&str; 6] = [
-    "rollout",
-    "reward",
-    "score",
-    "forward",
-    "backward",
-    "optimizer",
-];
 
 /// All sections, those without figures too.
 pub fn sections(study: &Study, groups: &[Group], results: &Results) -> Vec<Section> {
@@ -461,150 +448,6 @@ impl Makers<'_> {
         )
     }
 
-    fn place(&self) -> Section {
-        let mut section = Section::new(
-            "place",
-            "Where the weight sits",
-            "Means over all steps; the dashed line is where equal weights would be.",
-        );
-        let lines: Vec<Line> = self
-            .groups
-            .iter()
-            .filter_map(|group| {
-                let points: Vec<Point> = (0..10)
-                    .filter_map(|d| {
-                        let share = self.overall(group, &format!("credit/position/decile_{d}"))?;
-                        Some(Point {
-                            x: f64::from(d + 1),
-                            y: share.mean,
-                            error: share.error.unwrap_or(0.0),
-                        })
-                    })
-                    .collect();
-                (!points.is_empty()).then(|| self.line(group, points))
-            })
-            .collect();
-        let deciles = (!lines.is_empty()).then(|| Figure {
-            name: "deciles".into(),
-            title: "Weight by position".into(),
-            subtitle: "share of the weight in each tenth of the completion".into(),
-            chart: Chart::Lines(Lines {
-                x_label: "tenth of the completion".into(),
-                lines,
-                level: Some((0.1, "uniform".into())),
-                ..Lines::default()
-            }),
-        });
-        section.add(deciles, "position deciles");
-        let ends = self.by_row(
-            "ends",
-            "First and last token",
-            "share of the weight",
-            &["first", "last"].map(|e| (format!("{e} token"), format!("credit/position/{e}"))),
-        );
-        section.add(ends, "first and last token");
-        let classes = self.by_row(
-            "classes",
-            "Weight by token class",
-            "share of the weight",
-            &CLASSES.map(|c| (c.to_string(), format!("credit/class/{c}"))),
-        );
-        section.add(classes, "token classes");
-        let entropy = curve(
-            "top-token-entropy",
-            "Entropy at the top-weighted tokens",
-            "nats, top 10 % by weight; dotted: all tokens",
-            "credit/top_token_entropy",
-            false,
-        );
-        let figure = self.curves(&entropy, Axis::Step).map(|mut figure| {
-            self.add_thin(
-                &mut figure,
-                "train/entropy",
-                "all tokens of",
-                Some("credit/top_token_entropy"),
-            );
-            figure
-        });
-        section.add(figure, "entropy at the top-weighted tokens");
-        section.add(self.correlations(), "correlation between methods");
-        section
-    }
-
-    fn by_row(
-        &self,
-        name: &str,
-        title: &str,
-        subtitle: &str,
-        keys: &[(String, String)],
-    ) -> Option<Figure> {
-        let rows: Vec<DotRow> = keys
-            .iter()
-            .map(|(label, key)| DotRow {
-                label: label.clone(),
-                dots: self
-                    .groups
-                    .iter()
-                    .filter_map(|group| {
-                        let share = self.overall(group, key)?;
-                        Some(Dot {
-                            label: group.label.clone(),
-                            colour: palette::group(group.colour),
-                            value: share.mean,
-                            error: share.error.unwrap_or(0.0),
-                        })
-                    })
-                    .collect(),
-            })
-            .filter(|row| !row.dots.is_empty())
-            .collect();
-        (!rows.is_empty()).then(|| Figure {
-            name: name.into(),
-            title: title.into(),
-            subtitle: subtitle.into(),
-            chart: Chart::Dots(Dots {
-                rows,
-                ..Dots::default()
-            }),
-        })
-    }
-
-    fn correlations(&self) -> Option<Figure> {
-        const PREFIX: &str = "credit/correlation/";
-        let mut columns: Vec<String> = Vec::new();
-        for name in self.runs.iter().flat_map(|r| r.series.names(PREFIX)) {
-            if !columns.iter().any(|c| c == name) {
-                columns.push(name.to_string());
-            }
-        }
-        let mut matrix = Matrix {
-            columns,
-            ..Matrix::default()
-        };
-        for group in self.groups {
-            let row: Vec<Option<f64>> = matrix
-                .columns
-                .iter()
-                .map(|name| {
-                    let mean = self.overall(group, &format!("{PREFIX}{name}"))?.mean;
-                    Some(mean)
-                })
-                .collect();
-            if row.iter().any(Option::is_some) {
-                matrix.rows.push(group.label.clone());
-                matrix.values.push(row);
-            }
-        }
-        (!matrix.rows.is_empty()).then(|| Figure {
-            name: "correlation".into(),
-            title: "Agreement between methods".into(),
-            subtitle: "Spearman correlation of the trained method's weights (row) with another \
-                       method's (column), mean over completions"
-                .into(),
-            chart: Chart::Matrix(matrix),
-        })
-    }
-
     fn cost(&self) -> Section {
         let mut section = Section::new(
             "cost",
@@ -617,111 +460,6 @@ impl Makers<'_> {
         ] {
             let reward = curve(name, title, "training reward", "train/reward", true);
             section.add(self.curves(&reward, axis), title);
-        }
-        section
-    }
-
-    fn phases(&self) -> Section {
-        let mut section = Section::new(
-            "phases",
-            "Where the time goes",
-            "Seconds of a step, means over steps and seeds. Rewards are worked out while others are \
-             still drawn; shown is what is left to wait for.",
-        );
-        let bars: Vec<Bar> = self
-            .groups
-            .iter()
-            .filter_map(|group| {
-                let whole = self.overall(group, "train/step_time")?.mean;
-                let mut segments: Vec<Segment> = PHASES
-                    .iter()
-                    .enumerate()
-                    .filter_map(|(i, phase)| {
-                        Some(Segment {
-                            label: phase.to_string(),
-                            colour: palette::phase(i),
-                            value: self.overall(group, &format!("time/{phase}"))?.mean,
-                        })
-                    })
-                    .collect();
-                let known: f64 = segments.iter().map(|s| s.value).sum();
-                segments.push(Segment {
-                    label: "rest".into(),
-                    colour: palette::phase(PHASES.len()),
-                    value: (whole - known).max(0.0),
-                });
-                Some(Bar {
-                    label: group.label.clone(),
-                    segments,
-                })
-            })
-            .collect();
-        let figure = (!bars.is_empty()).then(|| Figure {
-            name: "phases".into(),
-            title: "Seconds per step".into(),
-            subtitle: "by part of the step".into(),
-            chart: Chart::Bars(Bars {
-                bars,
-                x_label: "seconds".into(),
-            }),
-        });
-        section.add(figure, "phase times");
-        section
-    }
-
-    fn alarms(&self) -> Section {
-        let mut section = Section::new(
-            "alarms",
-            "Alarms and failures",
-            "credit/alarm: weights collapsed to uniform, or spuriously sparse.",
-        );
-        let mut measured = false;
-        let mut rows = Vec::new();
-        let mut steps = (f64::INFINITY, f64::NEG_INFINITY);
-        for run in self.runs {
-            let mut spans: Vec<Span> = Vec::new();
-            for (step, alarm) in run.series.points("credit/alarm") {
-                measured = true;
-                let step = step as f64;
-                steps = (steps.0.min(step), steps.1.max(step));
-                let kind = match alarm {
-                    1.0 => 0,
-                    2.0 => 1,
-                    _ => continue,
-                };
-                match spans.last_mut() {
-                    Some(span) if span.kind == kind && span.to + 1.0 >= step => span.to = step,
-                    _ => spans.push(Span {
-                        from: step,
-                        to: step,
-                        kind,
-                    }),
-                }
-            }
-            if !spans.is_empty() {
-                rows.push(Strip {
-                    label: run.name.clone(),
-                    spans,
-                });
-            }
-        }
-        let figure = (!rows.is_empty()).then(|| Figure {
-            name: "alarms".into(),
-            title: "Alarms".into(),
-            subtitle: "runs that had any".into(),
-            chart: Chart::Strips(Strips {
-                rows,
-                kinds: vec![
-                    ("collapsed to uniform".into(), "var(--cold)".into()),
-                    ("spuriously sparse".into(), "var(--heat)".into()),
-                ],
-                steps,
-            }),
-        });
-        match (figure, measured) {
-            (Some(figure), _) => section.figures.push(figure),
-            (None, true) => section.text = "No alarm in any run.",
-            (None, false) => section.missing.push("alarms (credit/alarm)"),
         }
         section
     }

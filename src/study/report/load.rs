@@ -6,6 +6,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use serde::Deserialize;
 use serde_json::Value;
 
 use super::inspected::{self, Inspected};
@@ -84,6 +85,34 @@ pub struct Sweep {
     pub seconds: [Option<f64>; 3],
     /// The program's commit.
     pub commit: Option<String>,
+    /// The sweep's own comparisons of its arms with their controls.
+    pub comparisons: Vec<Comparison>,
+}
+
+/// An arm, or the mean of its seeds, minus its control, as the sweep has it.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+pub struct Comparison {
+    /// The arm or its name without the seed.
+    pub arm: String,
+    /// The arm with uniform credit.
+    pub control: String,
+    /// Of greedy completions.
+    pub greedy: Gap,
+    /// p of the exact McNemar test of the greedy completions.
+    pub greedy_mcnemar: Option<f64>,
+    /// Of the share of right samples.
+    pub sampled: Gap,
+}
+
+/// A difference in accuracy over problems.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+pub struct Gap {
+    /// The difference.
+    pub difference: f64,
+    /// The middle 95 % of the paired bootstrap.
+    pub interval: [f64; 2],
+    /// p of the paired bootstrap.
+    pub p_value: f64,
 }
 
 /// All that was read.
@@ -171,8 +200,8 @@ impl Study {
         };
         self.notes.extend(notes);
         let path = dir.join("summary.json");
-        let unfinished = "the run counts as unfinished";
-        let summary = self.json(&path, Some(unfinished));
+        // Its absence is said where the run is said to be unfinished.
+        let summary = self.json(&path, None);
         let status = match summary {
             Some(_) => Status::Done,
             None => Status::Unfinished,
@@ -218,11 +247,23 @@ impl Study {
             Some("the arms are those found under arms/"),
         );
         let listing = listing.unwrap_or_default();
+        let comparisons = match &listing["comparisons"] {
+            Value::Null => Vec::new(),
+            listed => Vec::deserialize(listed).unwrap_or_else(|error| {
+                let path = dir.join("sweep.json");
+                self.note(format!("{}: comparisons: {error}", path.display()));
+                Vec::new()
+            }),
+        };
         self.sweeps.push(Sweep {
+            comparisons,
             dir: dir.to_path_buf(),
             base: Heldout::of(&listing["base"]),
             seconds: ["seconds", "rollout_seconds", "update_seconds"].map(|k| listing[k].as_f64()),
-            commit: listing["commit"].as_str().map(String::from),
+            commit: listing["commit"]
+                .as_str()
+                .filter(|commit| !commit.is_empty())
+                .map(String::from),
         });
         let mut arms: Vec<(String, PathBuf, Value)> = Vec::new();
         for arm in listing["arms"].as_array().into_iter().flatten() {
@@ -289,6 +330,9 @@ impl Study {
             let error = arm["error"].as_str().unwrap_or("no error text was kept");
             run.status = Status::Failed(error.to_string());
         }
+        if run.outcome.trained.is_none() {
+            run.outcome.trained = Heldout::of(&arm["evaluation"]);
+        }
         for (key, of_listing) in [
             ("credit.method", "method"),
             ("lora.r", "r"),
@@ -349,7 +393,13 @@ fn flatten(prefix: &str, table: &toml::Table, config: &mut BTreeMap<String, Stri
             }
             toml::Value::Float(x) => {
                 // `1.0` and `1` are one setting.
-                config.insert(key, format!("{x}"));
+                let plain = *x == 0.0 || (1e-4..1e9).contains(&x.abs());
+                let text = if plain {
+                    format!("{x}")
+                } else {
+                    format!("{x:e}")
+                };
+                config.insert(key, text);
             }
             other => {
                 config.insert(key, other.to_string());

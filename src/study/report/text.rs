@@ -139,7 +139,11 @@ fn troubles(report: &Report) -> String {
             Status::Done => {}
             Status::Unfinished => {
                 let steps = run.series.steps.last().unwrap_or(&0);
-                let _ = writeln!(out, "{}: unfinished after {steps} steps", run.name);
+                let _ = writeln!(
+                    out,
+                    "{}: unfinished after {steps} steps (no summary.json)",
+                    run.name
+                );
             }
             Status::Failed(error) => {
                 let first = error.lines().next().unwrap_or_default();

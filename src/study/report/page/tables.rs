@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use crate::study::report::Report;
 use crate::study::report::chart::{compact, escape, number};
 use crate::study::report::compare::Difference;
+use crate::study::report::load::Gap;
 use crate::study::report::palette;
 use crate::study::report::results::{COLUMNS, CONTRASTS, Cell, Form, Row};
 use crate::study::report::speed::speed;
@@ -18,6 +19,7 @@ pub fn html(report: &Report) -> String {
     }
     out += &results(report);
     out += &contrasts(report);
+    out += &comparisons(report);
     out += "</section>\n";
     out
 }
@@ -178,12 +180,53 @@ fn contrasts(report: &Report) -> String {
     out
 }
 
+/// What sweeps themselves concluded.
+fn comparisons(report: &Report) -> String {
+    let all = report.study.sweeps.iter().flat_map(|s| &s.comparisons);
+    let mut rows = String::new();
+    for c in all {
+        let mcnemar = c.greedy_mcnemar.map_or("\u{2013}".into(), p_value);
+        let _ = writeln!(
+            rows,
+            "<tr><th scope=\"row\">{}</th><td>{}</td><td>{}</td><td>{mcnemar}</td><td>{}</td></tr>",
+            escape(&c.arm),
+            escape(&c.control),
+            gap(&c.greedy),
+            gap(&c.sampled)
+        );
+    }
+    if rows.is_empty() {
+        return rows;
+    }
+    format!(
+        "<h3>Comparisons of the sweep</h3>\n<p class=\"muted\">Means over problems with the middle 95 % of the \
+         paired bootstrap and its p; McNemar: exact test of the greedy completions, for one seed.</p>\n\
+         <div class=\"scroll\"><table class=\"results\">\n<thead><tr><th>arm</th><th>against</th>\
+         <th>\u{394} greedy</th><th>McNemar</th><th>\u{394} sampled</th></tr></thead>\n<tbody>\n{rows}</tbody>\n</table></div>\n"
+    )
+}
+
+fn gap(gap: &Gap) -> String {
+    let tag = if gap.p_value < 0.05 { "strong" } else { "span" };
+    format!(
+        "{}<span class=\"error\">[{}, {}]</span> <{tag} class=\"p\">{}</{tag}>",
+        signed(gap.difference),
+        signed(gap.interval[0]),
+        signed(gap.interval[1]),
+        p_value(gap.p_value)
+    )
+}
+
+fn signed(x: f64) -> String {
+    let sign = if x < 0.0 { "\u{2212}" } else { "+" };
+    format!("{sign}{}", in_form(x.abs(), Form::Share))
+}
+
 fn difference(cell: Option<&Difference>) -> String {
     let Some(d) = cell else {
         return "\u{2013}".into();
     };
-    let sign = if d.mean < 0.0 { "\u{2212}" } else { "+" };
-    let mut out = format!("{sign}{}", in_form(d.mean.abs(), Form::Share));
+    let mut out = signed(d.mean);
     if let Some(error) = d.error {
         let _ = write!(
             out,
