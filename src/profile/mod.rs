@@ -372,7 +372,7 @@ mod tests {
     /// One after the other: a recording in a thread makes those in others ask
     /// whether they record.
     #[test]
-    fn ranges_cost_nothing_until_they_are_recorded() {
+    fn nobody_pays_until_ranges_are_recorded() {
         nobody_listens();
         a_recording_is_of_its_thread_and_ends();
     }

@@ -34,7 +34,8 @@ impl Roof {
         let (products, copied): (&[usize], usize) = match device.name() {
             gpu if gpu.starts_with("NVIDIA") => (&[4096, 8192], 8192),
             emulator if emulator.contains("emulator") => (&[256], 256),
-            _ => (&[512, 1024, 2048], 1024),
+            // The copy is to be larger than caches.
+            _ => (&[512, 1024, 2048], 2048),
         };
         let mut flops = 0f64;
         for &n in products {
@@ -118,11 +119,7 @@ fn product<D: HalfLayers>(device: &D, ctx: &Ctx<D>, n: usize) -> Result<f64> {
         pairs: 1,
         ..BatchCapacity::default()
     })?;
-    let dtype = match size_of::<D::Act>() {
-        4 => WeightDtype::F32,
-        _ => WeightDtype::Bf16,
-    };
-    let weight = device.load_matrix(&[random_weight_of(dtype, n, n)?], None, false)?;
+    let weight = device.load_matrix(&[random_operand::<D>(n, n)?], None, false)?;
     let x = random_act(device, ctx, n * n)?;
     let mut y = device.alloc::<D::Act>(n * n)?;
     let times = times(device, ctx, &mut || {
@@ -144,7 +141,7 @@ fn product<D: HalfLayers>(device: &D, ctx: &Ctx<D>, n: usize) -> Result<f64> {
 /// stands in.
 fn copy<D: HalfLayers>(device: &D, ctx: &Ctx<D>, n: usize) -> Result<(f64, f64)> {
     let vocab = 4096.min(n * 8);
-    let table = device.load_table(random_weight(vocab, n)?)?;
+    let table = device.load_table(random_operand::<D>(vocab, n)?)?;
     let mut gather = Batch::default();
     let tokens: Vec<u32> = (0..8 * n).map(|i| (i % vocab) as u32).collect();
     gather.push_segment(&tokens, &[], None);
@@ -192,6 +189,15 @@ pub fn median<D: Device>(
 /// A bf16 weight of small random numbers.
 pub fn random_weight(rows: usize, cols: usize) -> Result<WeightView> {
     random_weight_of(WeightDtype::Bf16, rows, cols)
+}
+
+/// The same in the activations' type.
+fn random_operand<D: Device>(rows: usize, cols: usize) -> Result<WeightView> {
+    let dtype = match size_of::<D::Act>() {
+        4 => WeightDtype::F32,
+        _ => WeightDtype::Bf16,
+    };
+    random_weight_of(dtype, rows, cols)
 }
 
 fn random_weight_of(dtype: WeightDtype, rows: usize, cols: usize) -> Result<WeightView> {
