@@ -67,9 +67,9 @@ pub fn html(study: &Study, groups: &[Group]) -> Option<String> {
     let mut out = legend();
     let (mut spent, mut left_out) = (0, 0);
     for (i, (group, run)) in chosen.iter().enumerate() {
-        let _ = write!(
+        let _ = writeln!(
             out,
-            "<details{}><summary>{} <span class=\"muted\">(run {})</span></summary>\n",
+            "<details{}><summary>{} <span class=\"muted\">(run {})</span></summary>",
             if i == open { " open=\"open\"" } else { "" },
             escape(&group.label),
             escape(&run.name)
@@ -86,9 +86,9 @@ pub fn html(study: &Study, groups: &[Group]) -> Option<String> {
         out += "</details>\n";
     }
     if left_out > 0 {
-        let _ = write!(
+        let _ = writeln!(
             out,
-            "<p class=\"muted\">{left_out} more completions are in the runs' inspect.jsonl.</p>\n"
+            "<p class=\"muted\">{left_out} more completions are in the runs' inspect.jsonl.</p>"
         );
     }
     Some(out)

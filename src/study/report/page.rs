@@ -48,9 +48,9 @@ pub fn html(report: &Report) -> String {
         }
     }
     out += &runs::html(report);
-    let _ = write!(
+    let _ = writeln!(
         out,
-        "</main>\n<script>\n/*<![CDATA[*/\n{SCRIPT}/*]]>*/\n</script>\n</body>\n</html>\n"
+        "</main>\n<script>\n/*<![CDATA[*/\n{SCRIPT}/*]]>*/\n</script>\n</body>\n</html>"
     );
     out
 }
@@ -165,7 +165,7 @@ fn header(report: &Report) -> String {
             let _ = write!(standing, ", <strong>{n} {what}</strong>");
         }
     }
-    let _ = write!(out, "<p>{standing}.</p>\n<dl class=\"facts\">\n");
+    let _ = writeln!(out, "<p>{standing}.</p>\n<dl class=\"facts\">");
     for (name, values) in facts(report) {
         if values.is_empty() {
             continue;
@@ -180,9 +180,9 @@ fn header(report: &Report) -> String {
         } else {
             ""
         };
-        let _ = write!(
+        let _ = writeln!(
             out,
-            "<div{class}><dt>{name}</dt><dd>{}</dd></div>\n",
+            "<div{class}><dt>{name}</dt><dd>{}</dd></div>",
             escape(&text)
         );
     }
@@ -192,9 +192,9 @@ fn header(report: &Report) -> String {
             let part = |name: &str, x: Option<f64>| {
                 x.map_or(String::new(), |x| format!(", {name} {x:.0} s"))
             };
-            let _ = write!(
+            let _ = writeln!(
                 out,
-                "<div><dt>sweep took</dt><dd>{whole:.0} s{}{}</dd></div>\n",
+                "<div><dt>sweep took</dt><dd>{whole:.0} s{}{}</dd></div>",
                 part("rollouts", rollout),
                 part("updates", update)
             );
@@ -204,13 +204,13 @@ fn header(report: &Report) -> String {
     out += &navigation(report);
     if !report.study.notes.is_empty() {
         let n = report.study.notes.len();
-        let _ = write!(
+        let _ = writeln!(
             out,
-            "<details class=\"notes\"><summary>{n} note{} on files that are missing or damaged</summary>\n<ul>\n",
+            "<details class=\"notes\"><summary>{n} note{} on files that are missing or damaged</summary>\n<ul>",
             if n == 1 { "" } else { "s" }
         );
         for note in &report.study.notes {
-            let _ = write!(out, "<li>{}</li>\n", escape(note));
+            let _ = writeln!(out, "<li>{}</li>", escape(note));
         }
         out += "</ul>\n</details>\n";
     }
@@ -244,9 +244,9 @@ fn of_section(report: &Report, section: &Section) -> String {
     if !section.figures.is_empty() {
         out += "<div class=\"figures\">\n";
         for figure in &section.figures {
-            let _ = write!(
+            let _ = writeln!(
                 out,
-                "<figure id=\"figure-{}\">{}</figure>\n",
+                "<figure id=\"figure-{}\">{}</figure>",
                 figure.name,
                 figure.svg(!shared)
             );
@@ -260,9 +260,9 @@ fn of_section(report: &Report, section: &Section) -> String {
         out += &failures(report);
     }
     if !section.missing.is_empty() {
-        let _ = write!(
+        let _ = writeln!(
             out,
-            "<p class=\"muted\">Not measured: {}.</p>\n",
+            "<p class=\"muted\">Not measured: {}.</p>",
             section.missing.join(", ")
         );
     }
@@ -292,17 +292,17 @@ fn failures(report: &Report) -> String {
         match &run.status {
             Status::Done => {}
             Status::Unfinished => {
-                let _ = write!(
+                let _ = writeln!(
                     out,
-                    "<p class=\"alarm\"><strong>{}</strong> is unfinished after {} steps: it has no summary.json.</p>\n",
+                    "<p class=\"alarm\"><strong>{}</strong> is unfinished after {} steps: it has no summary.json.</p>",
                     escape(&run.name),
                     run.series.steps.last().unwrap_or(&0)
                 );
             }
             Status::Failed(error) => {
-                let _ = write!(
+                let _ = writeln!(
                     out,
-                    "<div class=\"alarm\"><strong>{}</strong> failed:<pre>{}</pre></div>\n",
+                    "<div class=\"alarm\"><strong>{}</strong> failed:<pre>{}</pre></div>",
                     escape(&run.name),
                     escape(error)
                 );

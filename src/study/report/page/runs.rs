@@ -64,7 +64,7 @@ fn settings(run: &Run, differing: &[String]) -> String {
         ("command", &run.outcome.command),
     ] {
         if let Some(value) = value {
-            let _ = write!(out, "<p>{name}: <code>{}</code></p>\n", escape(value));
+            let _ = writeln!(out, "<p>{name}: <code>{}</code></p>", escape(value));
         }
     }
     if run.config.is_empty() {
@@ -75,10 +75,10 @@ fn settings(run: &Run, differing: &[String]) -> String {
             let line = format!("{} = {}", escape(key), escape(value));
             match differing.contains(key) {
                 true => {
-                    let _ = write!(out, "<div><mark>{line}</mark></div>\n");
+                    let _ = writeln!(out, "<div><mark>{line}</mark></div>");
                 }
                 false => {
-                    let _ = write!(out, "<div>{line}</div>\n");
+                    let _ = writeln!(out, "<div>{line}</div>");
                 }
             }
         }

@@ -41,9 +41,9 @@ fn results(report: &Report) -> String {
     }
     out += "</tbody>\n</table></div>\n";
     for group in report.groups.iter().filter(|g| g.left_out > 0) {
-        let _ = write!(
+        let _ = writeln!(
             out,
-            "<p class=\"muted\">{}: {} run{} left out of the means, being unfinished or of a seed that is there already.</p>\n",
+            "<p class=\"muted\">{}: {} run{} left out of the means, being unfinished or of a seed that is there already.</p>",
             escape(&group.label),
             group.left_out,
             if group.left_out == 1 { "" } else { "s" }
@@ -272,9 +272,9 @@ pub fn speeds(report: &Report) -> String {
         for rate in s.tokens_per_second {
             let _ = write!(out, "<td>{}</td>", text(rate, &compact));
         }
-        let _ = write!(
+        let _ = writeln!(
             out,
-            "<td>{}</td><td>{}</td><td>{}</td></tr>\n",
+            "<td>{}</td><td>{}</td><td>{}</td></tr>",
             text(s.peak_bytes, &bytes),
             text(s.tokens, &compact),
             text(s.seconds, &number)
