@@ -198,6 +198,59 @@ fn reported() -> (tempfile::TempDir, String) {
     (dir, text)
 }
 
+/// The study written down has the tables of the page, sentences that follow from
+/// them, and links to figures that are there.
+#[test]
+fn the_study_is_written_down() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("study");
+    fs::create_dir(&root).unwrap();
+    sweep(&root);
+    made(
+        dir.path(),
+        &["study", "--out", "out.html", "--markdown", "study.md"],
+    );
+    let text = read(dir.path().join("study.md"));
+    for heading in [
+        "## How it was made",
+        "## Results",
+        "## Against uniform credit of the same rank",
+        "## Is the signal degenerate?",
+        "## What this does not say",
+    ] {
+        assert!(text.contains(heading), "{heading} in\n{text}");
+    }
+    assert!(
+        text.contains("arca report study --out out.html --markdown study.md"),
+        "{text}"
+    );
+    assert!(
+        text.contains("failed: step 3: the gradient of <q_proj> is not finite"),
+        "{text}"
+    );
+    assert!(!text.contains("NaN") && !text.contains(&*dir.path().to_string_lossy()));
+    let links: Vec<&str> = text
+        .split("](")
+        .skip(1)
+        .filter_map(|rest| rest.split(')').next())
+        .collect();
+    assert!(links.len() > 5, "{links:?}");
+    for link in links {
+        assert!(dir.path().join(link).is_file(), "{link}");
+    }
+    // As many differences are counted as the table tests.
+    let tested = text.matches("(p ").count();
+    let said = text
+        .lines()
+        .find_map(|l| l.split_once(" differences in accuracy"))
+        .and_then(|(before, _)| before.rsplit(' ').next()?.parse::<usize>().ok());
+    let listed = text
+        .lines()
+        .filter(|l| l.starts_with("- ") && l.contains("(p "))
+        .count();
+    assert_eq!(said, Some(tested - listed), "{text}");
+}
+
 /// Every number among an element's attributes is one.
 fn assert_finite(node: Node) {
     for n in node.descendants() {

@@ -334,6 +334,9 @@ pub struct ReportArgs {
     /// File to write; one that is there is overwritten only if it is named [default: report.html]
     #[arg(long, value_name = "FILE.html")]
     pub out: Option<PathBuf>,
+    /// Write the study down in Markdown too: tables, and what they allow one to say
+    #[arg(long, value_name = "FILE.md")]
+    pub markdown: Option<PathBuf>,
     /// Folder for the figures as SVG and PNG [default: the file's name with -figures]
     #[arg(long, value_name = "DIR")]
     pub figures: Option<PathBuf>,

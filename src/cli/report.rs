@@ -8,6 +8,7 @@ use super::Outcome;
 use super::args::ReportArgs;
 use crate::config::UsageError;
 use crate::study::report::Report;
+use crate::train::summary::command;
 
 const DEFAULT_OUT: &str = "report.html";
 
@@ -34,6 +35,11 @@ pub fn run(args: ReportArgs) -> anyhow::Result<Outcome> {
     std::fs::write(&out, report.html())
         .with_context(|| format!("cannot write {}", out.display()))?;
     let exported = report.write_figures(&figures)?;
+    if let Some(path) = &args.markdown {
+        let folder = seen_from(path, &exported.folder);
+        std::fs::write(path, report.markdown(&command(), Some(&folder)))
+            .with_context(|| format!("cannot write {}", path.display()))?;
+    }
     let mut text = report.text();
     text += &format!(
         "\nreport: {}\nfigures: {} in {}",
@@ -58,6 +64,17 @@ fn unused(path: &Path) -> Result<PathBuf, UsageError> {
             "{} is there already; name the file with --out to overwrite it",
             path.display()
         ))),
+    }
+}
+
+/// `folder` as a link in `file` has it: relative where it lies at or below the
+/// file's own folder.
+fn seen_from(file: &Path, folder: &Path) -> PathBuf {
+    let full = |path: &Path| std::path::absolute(path).unwrap_or(path.to_path_buf());
+    let (file, folder) = (full(file), full(folder));
+    match file.parent().and_then(|p| folder.strip_prefix(p).ok()) {
+        Some(relative) => relative.to_path_buf(),
+        None => folder,
     }
 }
 

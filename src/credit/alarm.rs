@@ -14,10 +14,23 @@
 
 use super::Concentration;
 
-const UNIFORM_GINI: f64 = 0.05;
-const UNIFORM_RATIO: f64 = 0.95;
-const SPARSE_GINI: f64 = 0.90;
-const SPARSE_RATIO: f64 = 0.10;
+/// Where an end begins.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Bounds {
+    pub gini: f64,
+    pub effective_token_ratio: f64,
+}
+
+/// Collapsed to uniform: a smaller Gini coefficient and a larger ratio.
+pub const COLLAPSED: Bounds = Bounds {
+    gini: 0.05,
+    effective_token_ratio: 0.95,
+};
+/// Spuriously sparse: a larger Gini coefficient and a smaller ratio.
+pub const SPARSE: Bounds = Bounds {
+    gini: 0.90,
+    effective_token_ratio: 0.10,
+};
 /// Residuals below so many times their noise floor are mostly rounding.
 const NOISE: f64 = 3.0;
 /// Steps in a row before a warning: at the first step the adapter's B is 0 and
@@ -36,9 +49,9 @@ pub enum Alarm {
 /// weights are meant to be equal.
 pub fn alarm(mean: &Concentration) -> Alarm {
     let (gini, ratio) = (mean.gini, mean.effective_token_ratio);
-    if gini < UNIFORM_GINI && ratio > UNIFORM_RATIO {
+    if gini < COLLAPSED.gini && ratio > COLLAPSED.effective_token_ratio {
         Alarm::Uniform
-    } else if gini > SPARSE_GINI && ratio < SPARSE_RATIO {
+    } else if gini > SPARSE.gini && ratio < SPARSE.effective_token_ratio {
         Alarm::Sparse
     } else {
         Alarm::None

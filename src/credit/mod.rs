@@ -32,7 +32,7 @@ mod uniform;
 
 use anyhow::{Result, bail};
 
-pub use alarm::{Alarm, PATIENCE, Watch, alarm};
+pub use alarm::{Alarm, COLLAPSED, PATIENCE, SPARSE, Watch, alarm};
 pub use arca::Arca;
 pub use assigner::CreditAssigner;
 pub use contrast::Contrast;

@@ -15,6 +15,7 @@ pub mod group;
 pub mod heat;
 pub mod inspected;
 pub mod load;
+pub mod markdown;
 pub mod marks;
 pub mod page;
 pub mod palette;
@@ -65,6 +66,12 @@ impl Report {
     /// The HTML file.
     pub fn html(&self) -> String {
         page::html(self)
+    }
+
+    /// The study in Markdown, made by `command`; `figures` is their folder as
+    /// seen from the file.
+    pub fn markdown(&self, command: &str, figures: Option<&Path>) -> String {
+        markdown::markdown(self, command, figures)
     }
 
     /// The summary for the terminal.

@@ -51,8 +51,10 @@ impl OnDevice for Training {
     type Output = Outcome;
 
     fn run<D: HalfLayers>(self, device: D) -> Result<Outcome> {
+        // A run that has no checkpoint yet starts over.
+        let taken = |root| RunDir::open(root)?.latest_checkpoint();
         let first = match (&self.run, self.resume) {
-            (Some(root), true) => 1 + RunDir::open(root)?.latest_checkpoint()?.map_or(0, |c| c.0),
+            (Some(root), true) => 1 + taken(root).ok().flatten().map_or(0, |c| c.0),
             _ => 1,
         };
         let mut profiling = Profiling::new(&device, self.profile, first, self.config.train.steps)?;

@@ -28,9 +28,23 @@ pub fn summary(s: &RunState, last: Option<&EvalRow>, method: &str) -> Value {
         "reward_last_ten": tenth(&s.rewards[n.saturating_sub(10)..]),
         "version": env!("CARGO_PKG_VERSION"),
         "commit": crate::COMMIT,
-        "command": std::env::args().collect::<Vec<_>>().join(" "),
+        "command": command(),
         "finished": jiff::Timestamp::now().strftime("%Y-%m-%d %H:%M UTC").to_string(),
     })
+}
+
+/// The command line, with the program's name for its path.
+pub fn command() -> String {
+    let mut args = std::env::args();
+    let program = args.next().unwrap_or_default();
+    let name = Path::new(&program).file_name().unwrap_or_default();
+    let name = name.to_string_lossy().into_owned();
+    let quoted = |arg: String| match arg.contains(char::is_whitespace) {
+        true => format!("'{arg}'"),
+        false => arg,
+    };
+    let all: Vec<String> = [name].into_iter().chain(args.map(quoted)).collect();
+    all.join(" ")
 }
 
 /// The closing words of a run: accuracy before and after, diagnostics, places.

@@ -57,7 +57,7 @@ fn results(report: &Report) -> String {
         + "\u{b1}: one standard error over seeds; *: over problems (base model, single seed)\n"
 }
 
-fn cell_text(cell: Option<&Cell>, form: Form) -> String {
+pub(super) fn cell_text(cell: Option<&Cell>, form: Form) -> String {
     let Some(cell) = cell else {
         return "-".into();
     };

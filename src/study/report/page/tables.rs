@@ -135,9 +135,8 @@ fn contrasts(report: &Report) -> String {
     out += match contrasts.iter().any(|c| c.by_problem) {
         true => {
             "<p class=\"muted\">Accuracies are paired by problem (marks averaged over seeds): mean \u{b1} one \
-             standard error over problems, and p of the two-sided exact sign test, which for one seed is \
-             McNemar's exact test. Not corrected for the number of comparisons. Train reward is paired by \
-             seed.</p>\n"
+             standard error over problems, and the two-sided p of the paired bootstrap. Not corrected for the \
+             number of comparisons. Train reward is paired by seed.</p>\n"
         }
         false => {
             "<p class=\"muted\">Paired by seed: mean \u{b1} one standard error over seeds. Marks by problem \
