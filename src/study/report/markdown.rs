@@ -124,12 +124,14 @@ fn contrasts(report: &Report) -> String {
         let label = &report.groups[contrast.group].label;
         rows.push([label.clone()].into_iter().chain(cells).collect());
         let tests = contrast.cells.iter().enumerate();
-        tested.extend(tests.filter_map(|(i, d)| Some((label, i, (*d)?, d.as_ref()?.p?))));
+        let tests = tests.filter_map(|(i, d)| Some((contrast, i, (*d)?, d.as_ref()?.p?)));
+        tested.extend(tests);
     }
     let mut out = format!(
         "## Against uniform credit of the same rank\n\n{}\nAccuracies are paired by problem (marks averaged over \
-         seeds): mean ± standard error over problems, p by the paired bootstrap, two-sided. The reward is paired \
-         by seed and not tested.\n\n",
+         seeds): mean ± standard error over problems, p by the paired bootstrap over problems, two-sided. It says \
+         whether these adapters differ, not whether other training runs would. The reward is paired by seed and \
+         not tested.\n\n",
         table(rows)
     );
     let apart: Vec<_> = tested.iter().filter(|t| t.3 < ALPHA).collect();
@@ -141,9 +143,18 @@ fn contrasts(report: &Report) -> String {
         tested.len(),
         ALPHA * tested.len() as f64
     );
-    for (label, i, d, p) in &apart {
+    for (contrast, i, d, p) in &apart {
+        let label = &report.groups[contrast.group].label;
         let heading = report.results.heading(&COLUMNS[*i]);
-        let _ = writeln!(out, "- {label}: {heading} {} (p {})", signed(d), p_text(*p));
+        let seeds = contrast.each_seed(&COLUMNS[*i], &report.groups, &report.study.runs);
+        let seeds: Vec<String> = seeds.iter().map(|d| format!("{d:+.3}")).collect();
+        let _ = writeln!(
+            out,
+            "- {label}: {heading} {} (p {}); by seed {}",
+            signed(d),
+            p_text(*p),
+            seeds.join(", ")
+        );
     }
     if !apart.is_empty() {
         out.push('\n');
@@ -366,10 +377,24 @@ fn caveats(report: &Report) -> String {
     out
 }
 
+/// Figures that a study shows; the page has them all.
+const SHOWN: [&str; 10] = [
+    "accuracy-greedy",
+    "accuracy-sampled",
+    "reward",
+    "gini",
+    "effective-tokens",
+    "residual",
+    "deciles",
+    "classes",
+    "top-token-entropy",
+    "correlation",
+];
+
 fn pictures(report: &Report, folder: &Path) -> String {
     let mut out = String::from("## Figures\n\n");
     for section in &report.sections {
-        for figure in &section.figures {
+        for figure in section.figures.iter().filter(|f| SHOWN.contains(&&*f.name)) {
             let file = folder.join(format!("{}.svg", figure.name));
             let _ = writeln!(out, "![{}]({})\n", figure.title, file.display());
         }

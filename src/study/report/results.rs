@@ -323,16 +323,29 @@ fn mean_marks(runs: &[&Run], of: fn(&Marks) -> &[f64]) -> Option<(Vec<String>, V
     Some((first.problems.to_vec(), mean))
 }
 
-/// Differences of runs with the same seed; too few for a test.
-fn by_seed(column: &Column, mine: &[&Run], theirs: &[&Run]) -> Option<Difference> {
+/// A column's values of runs with the same seed.
+fn twins(column: &Column, mine: &[&Run], theirs: &[&Run]) -> Vec<(f64, f64)> {
     let value = |run: &Run| cell(column, &[run]).map(|c| c.estimate.mean);
-    let pairs: Vec<(f64, f64)> = mine
-        .iter()
+    mine.iter()
         .filter_map(|run| {
             let twin = theirs.iter().find(|other| other.seed() == run.seed())?;
             Some((value(run)?, value(twin)?))
         })
-        .collect();
+        .collect()
+}
+
+impl Contrast {
+    /// The difference in a column of the table, seed by seed.
+    pub fn each_seed(&self, column: &Column, groups: &[Group], runs: &[Run]) -> Vec<f64> {
+        let of = |g: usize| -> Vec<&Run> { groups[g].runs.iter().map(|&i| &runs[i]).collect() };
+        let pairs = twins(column, &of(self.group), &of(self.uniform));
+        pairs.into_iter().map(|(a, b)| a - b).collect()
+    }
+}
+
+/// Differences of runs with the same seed; too few for a test.
+fn by_seed(column: &Column, mine: &[&Run], theirs: &[&Run]) -> Option<Difference> {
+    let pairs = twins(column, mine, theirs);
     let (a, b): (Vec<f64>, Vec<f64>) = pairs.into_iter().unzip();
     Some(Difference {
         p: None,
