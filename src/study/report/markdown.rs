@@ -11,7 +11,7 @@ use super::compare::Difference;
 use super::estimate::Estimate;
 use super::load::{Run, Status};
 use super::results::{COLUMNS, CONTRASTS, Contrast};
-use super::text::cell_text;
+use super::text::result_rows;
 use super::{group::Group, page};
 use crate::credit::{COLLAPSED, SPARSE};
 
@@ -73,32 +73,10 @@ fn made(report: &Report, command: &str) -> String {
 }
 
 fn results(report: &Report) -> String {
-    let headings = COLUMNS.iter().map(|c| report.results.heading(c));
-    let mut rows = vec![
-        ["method", "seeds"]
-            .map(String::from)
-            .into_iter()
-            .chain(headings)
-            .collect(),
-    ];
-    for row in &report.results.rows {
-        let seeds = match row.seeds {
-            0 => "-".to_string(),
-            n => n.to_string(),
-        };
-        let cells = COLUMNS.iter().zip(&row.cells);
-        let cells = cells.map(|(column, cell)| cell_text(cell.as_ref(), column.form));
-        rows.push(
-            [row.label.clone(), seeds]
-                .into_iter()
-                .chain(cells)
-                .collect(),
-        );
-    }
     format!(
         "## Results\n\n{}\nMeans over seeds ± one standard error over seeds; with * over problems (base model, or a \
          single seed). Rewards, Gini coefficients and the like are means over all training steps.\n\n",
-        table(rows)
+        table(result_rows(report))
     )
 }
 

@@ -26,7 +26,8 @@ pub fn text(report: &Report) -> String {
     out
 }
 
-fn results(report: &Report) -> String {
+/// The table of results as text, with its headings.
+pub(super) fn result_rows(report: &Report) -> Vec<Vec<String>> {
     let mut rows: Vec<Vec<String>> = Vec::new();
     let headings = COLUMNS.iter().map(|c| report.results.heading(c));
     let first = ["method", "seeds"].map(String::from);
@@ -45,6 +46,11 @@ fn results(report: &Report) -> String {
                 .collect(),
         );
     }
+    rows
+}
+
+fn results(report: &Report) -> String {
+    let rows = result_rows(report);
     // Columns that no row has are not worth the width.
     let used: Vec<usize> = (0..rows[0].len())
         .filter(|&c| rows[1..].iter().any(|row| row[c] != "-"))
@@ -57,7 +63,7 @@ fn results(report: &Report) -> String {
         + "\u{b1}: one standard error over seeds; *: over problems (base model, single seed)\n"
 }
 
-pub(super) fn cell_text(cell: Option<&Cell>, form: Form) -> String {
+fn cell_text(cell: Option<&Cell>, form: Form) -> String {
     let Some(cell) = cell else {
         return "-".into();
     };
