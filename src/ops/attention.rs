@@ -175,7 +175,7 @@ impl<A: Float> Attention for Cpu<A> {
                 let (keys, values) = packed.split_at_mut(tp * l.hd);
                 pack_across(keys, &rows, l.hd, qk, l.qk, l.q + kv * l.hd);
                 pack_along(values, &rows, l.hd, qkv, l.qkv, l.qk + kv * l.hd);
-                const BLOCK: usize = 6;
+                const BLOCK: usize = 24;
                 for first in (0..segment.rows.len()).step_by(BLOCK) {
                     let m = BLOCK.min(segment.rows.len() - first);
                     let row0 = segment.rows.start + first;
