@@ -17,9 +17,9 @@ use super::args::{BenchArgs, BenchKind};
 use super::{Outcome, UsageError};
 use crate::config::Config;
 use crate::model::half_layer::HalfLayers;
-use crate::train::session::{OnDevice, model_dir, on_device};
+use crate::train::session::{OnDevice, model_dir};
 use bed::{Bed, Phases, Workload};
-use measure::{Table, Timed, json_of, median, with};
+use measure::{Findings, Table, Timed, json_of, median, with};
 
 /// Runs the verb.
 pub fn run(args: BenchArgs) -> Result<Outcome> {
@@ -57,12 +57,7 @@ fn sampling(args: BenchArgs) -> Result<Outcome> {
         config: config.clone(),
         workload,
     };
-    let report = on_device(&config, bench)?;
-    super::print(&report.table())?;
-    if args.json {
-        super::print(&format!("{}\n", report.json()))?;
-    }
-    Ok(Outcome::Done)
+    measure::tell(&config, bench, args.json)
 }
 
 /// Runs of one kind of work.
@@ -123,7 +118,9 @@ impl Report {
     fn tokens(&self) -> usize {
         self.workload.sequences() * self.workload.new_tokens
     }
+}
 
+impl Findings for Report {
     fn table(&self) -> String {
         let (w, median) = (&self.workload, median(&self.runs));
         let mut table = Table::default();

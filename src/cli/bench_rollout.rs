@@ -31,7 +31,7 @@ use crate::profile::roof::Roof;
 use crate::rng::{Purpose, Stream};
 use crate::rollout::stats::RolloutStats;
 use crate::rollout::{Event, Request, Sampling};
-use crate::train::session::{Demand, OnDevice, Session, kv_pages, model_dir, on_device};
+use crate::train::session::{Demand, OnDevice, Session, kv_pages, model_dir};
 use crate::train::setup::initial_adapter;
 use report::Report;
 
@@ -40,18 +40,11 @@ const POLICY: AdapterId = AdapterId(0);
 /// Runs the verb.
 pub fn run(args: BenchArgs) -> Result<Outcome> {
     let config = args.load()?;
-    let report = on_device(
-        &config,
-        Bench {
-            config: &config,
-            args: &args,
-        },
-    )?;
-    super::print(&report.table())?;
-    if args.json {
-        super::print(&format!("{}\n", report.json()))?;
-    }
-    Ok(Outcome::Done)
+    let bench = Bench {
+        config: &config,
+        args: &args,
+    };
+    measure::tell(&config, bench, args.json)
 }
 
 /// What is sampled.

@@ -9,29 +9,23 @@ use serde_json::{Value, json};
 
 use super::Outcome;
 use super::args::BenchArgs;
+use super::bench::measure::{Findings, tell};
 use super::bench_rollout::{Workload, sample};
 use crate::config::Config;
 use crate::episode::AdapterId;
 use crate::model::config::ModelShape;
 use crate::model::half_layer::HalfLayers;
-use crate::train::session::{Demand, OnDevice, Session, kv_pages, model_dir, on_device};
+use crate::train::session::{Demand, OnDevice, Session, kv_pages, model_dir};
 use crate::train::setup::initial_adapter;
 
 /// Runs the verb.
 pub fn run(args: BenchArgs) -> Result<Outcome> {
     let config = args.load()?;
-    let report = on_device(
-        &config,
-        Bench {
-            config: &config,
-            args: &args,
-        },
-    )?;
-    super::print(&report.table())?;
-    if args.json {
-        super::print(&format!("{}\n", report.json()))?;
-    }
-    Ok(Outcome::Done)
+    let bench = Bench {
+        config: &config,
+        args: &args,
+    };
+    tell(&config, bench, args.json)
 }
 
 struct Bench<'a> {
@@ -115,7 +109,9 @@ impl Report {
     fn ratio(&self) -> f64 {
         median(&self.apart) / median(&self.together)
     }
+}
 
+impl Findings for Report {
     fn table(&self) -> String {
         let row = |what: &str, value: String| format!("{what:<14} {value}\n");
         let line = |seconds: &[f64]| {

@@ -5,7 +5,31 @@ use std::time::Instant;
 use anyhow::Result;
 use serde_json::{Map, Value, json};
 
+use crate::cli::{Outcome, print};
+use crate::config::Config;
 use crate::model::plan::peak_memory;
+use crate::train::session::{OnDevice, on_device};
+
+/// What a bench found out.
+pub trait Findings {
+    /// For people.
+    fn table(&self) -> String;
+    /// With `--json`, the last line.
+    fn json(&self) -> Value;
+}
+
+/// Run a bench where the configuration says, and tell what it found.
+pub fn tell<B>(config: &Config, bench: B, json: bool) -> Result<Outcome>
+where
+    B: OnDevice<Output: Findings>,
+{
+    let findings = on_device(config, bench)?;
+    print(&findings.table())?;
+    if json {
+        print(&format!("{}\n", findings.json()))?;
+    }
+    Ok(Outcome::Done)
+}
 
 /// One timed run.
 #[derive(Clone, Debug)]

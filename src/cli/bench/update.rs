@@ -12,10 +12,10 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::bed::{Bed, Phases, Workload};
-use super::measure::{Table, Timed, json_of, median, mib, with};
+use super::measure::{Findings, Table, Timed, json_of, median, mib, tell, with};
 use super::phases_json;
 use crate::cli::args::{BenchArgs, BenchKind, BenchShape, WeightDtype};
-use crate::cli::{Outcome, UsageError, print};
+use crate::cli::{Outcome, UsageError};
 use crate::config::Config;
 use crate::credit::CreditAssigner;
 use crate::device::Ctx;
@@ -26,7 +26,7 @@ use crate::profile::ops::OpTable;
 use crate::profile::roof::{Roof, datasheet};
 use crate::profile::{self, Recording, trace};
 use crate::rollout::stats::trunk_parameters;
-use crate::train::session::{OnDevice, act_name, model_dir, on_device};
+use crate::train::session::{OnDevice, act_name, model_dir};
 use crate::train::setup::wants_reference;
 
 /// Runs the verb.
@@ -45,18 +45,11 @@ pub fn run(args: BenchArgs) -> Result<Outcome> {
         ))
         .into());
     }
-    let report = on_device(
-        &config,
-        Bench {
-            config: &config,
-            args: &args,
-        },
-    )?;
-    print(&report.table())?;
-    if args.json {
-        print(&format!("{}\n", report.json()))?;
-    }
-    Ok(Outcome::Done)
+    let bench = Bench {
+        config: &config,
+        args: &args,
+    };
+    tell(&config, bench, args.json)
 }
 
 struct Bench<'a> {
@@ -323,7 +316,9 @@ impl Report {
     fn share_of_roof(&self) -> f64 {
         self.work.total() / median(&self.runs).seconds / self.roof.flops
     }
+}
 
+impl Findings for Report {
     fn table(&self) -> String {
         let median = median(&self.runs);
         let giga = |x: f64| x / 1e9;

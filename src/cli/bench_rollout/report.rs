@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{Timed, Workload};
-use crate::cli::bench::measure::{Table, json_of, median, mib, with};
+use crate::cli::bench::measure::{Findings, Table, json_of, median, mib, with};
 use crate::model::config::ModelShape;
 use crate::profile::roof::Roof;
 
@@ -102,8 +102,10 @@ impl Report {
         let first = self.counted().first()?.detail.resident?;
         Some([first, self.last().detail.resident?])
     }
+}
 
-    pub fn table(&self) -> String {
+impl Findings for Report {
+    fn table(&self) -> String {
         let (counted, last) = (self.counted(), self.last());
         let (median, stats) = (median(counted), &last.detail.stats);
         let mut table = Table::default();
@@ -192,7 +194,7 @@ impl Report {
         table.text()
     }
 
-    pub fn json(&self) -> Value {
+    fn json(&self) -> Value {
         let (median, last) = (median(self.counted()), self.last());
         let stats = &last.detail.stats;
         let (w, bound) = (&self.workload, self.bound());
