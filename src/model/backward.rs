@@ -5,9 +5,10 @@ use anyhow::Result;
 
 use crate::device::Float;
 use crate::model::buffers::{Activations, Scratch};
-use crate::model::half_layer::{Context, GradientArena, HalfLayers, Pass, slice, slice_mut};
+use crate::model::half_layer::{
+    Context, GradientArena, HalfLayers, Pass, norm_backward, slice, slice_mut,
+};
 use crate::ops::cost::{self, Cost};
-use crate::ops::rmsnorm::NormShape;
 use crate::profile::{self, op};
 
 /// Add to `grads` the gradient of sum over grad pairs of coefficient * log pi.
@@ -49,28 +50,9 @@ pub fn backward<D: HalfLayers, R: Float>(
         || Cost::of_bytes(4 * rows * hidden),
         || device.zero(pass.ctx, slice_mut(&mut scratch.dh, rows * hidden)),
     )?;
-    op(
-        device,
-        pass.ctx,
-        "rmsnorm_backward",
-        || cost::rmsnorm_backward(rows, hidden, size_of::<D::Act>(), size_of::<R>()),
-        || {
-            device.rmsnorm_backward(
-                pass.ctx,
-                NormShape {
-                    rows,
-                    hidden,
-                    eps: shape.rms_norm_eps,
-                },
-                acts.h_in.get(shape.num_layers, rows, rows),
-                &pass.model.final_norm,
-                slice(&acts.rstd_final, rows),
-                slice(&scratch.dx, rows * hidden),
-                slice_mut(&mut scratch.dh, rows * hidden),
-                slice_mut(&mut scratch.dy, rows * hidden),
-            )
-        },
-    )?;
+    let stream = acts.h_in.get(shape.num_layers, rows, rows);
+    let rstd = slice(&acts.rstd_final, rows);
+    norm_backward(device, pass, stream, &pass.model.final_norm, rstd, scratch)?;
     for layer in (0..shape.num_layers).rev() {
         let _range = profile::layer(layer);
         if recompute {

@@ -371,23 +371,9 @@ pub fn mlp_half_backward<D: Ops, R: Float>(
         Some(slice_mut(&mut scratch.dx, rows * h)),
         grads,
     )?;
-    pass.op(
-        device,
-        "rmsnorm_backward",
-        || cost::rmsnorm_backward(rows, h, size_of::<D::Act>(), size_of::<R>()),
-        || {
-            device.rmsnorm_backward(
-                pass.ctx,
-                pass.norm(rows),
-                acts.h_mid.get(layer, rows, rows),
-                &weights.norm2,
-                acts.rstd2.get(layer, rows, rows),
-                slice(&scratch.dx, rows * h),
-                slice_mut(&mut scratch.dh, rows * h),
-                slice_mut(&mut scratch.dy, rows * h),
-            )
-        },
-    )
+    let stream = acts.h_mid.get(layer, rows, rows);
+    let rstd = acts.rstd2.get(layer, rows, rows);
+    norm_backward(device, pass, stream, &weights.norm2, rstd, scratch)
 }
 
 /// The reference body of [`HalfLayers::attention_half_backward`].
@@ -477,20 +463,37 @@ pub fn attention_half_backward<D: Ops, R: Float>(
     if layer == 0 {
         return Ok(());
     }
+    let stream = acts.h_in.get(layer, rows, rows);
+    let rstd = acts.rstd1.get(layer, rows, rows);
+    norm_backward(device, pass, stream, &weights.norm1, rstd, scratch)
+}
+
+/// Through a norm: from its output's gradient in `scratch.dx` to `dh` and `dy`.
+/// `stream` is what entered it, for the saved rows.
+pub fn norm_backward<D: Ops, R: Float>(
+    device: &D,
+    pass: &Pass<D>,
+    stream: Slice<D, R>,
+    weight: &D::Buf<f32>,
+    rstd: Slice<D, f32>,
+    scratch: &mut Scratch<D>,
+) -> Result<()> {
+    let (rows, hidden) = (pass.saved_rows, pass.shape().hidden_size);
+    let n = rows * hidden;
     pass.op(
         device,
         "rmsnorm_backward",
-        || cost::rmsnorm_backward(rows, h, size_of::<D::Act>(), size_of::<R>()),
+        || cost::rmsnorm_backward(rows, hidden, size_of::<D::Act>(), size_of::<R>()),
         || {
             device.rmsnorm_backward(
                 pass.ctx,
                 pass.norm(rows),
-                acts.h_in.get(layer, rows, rows),
-                &weights.norm1,
-                acts.rstd1.get(layer, rows, rows),
-                slice(&scratch.dx, rows * h),
-                slice_mut(&mut scratch.dh, rows * h),
-                slice_mut(&mut scratch.dy, rows * h),
+                stream,
+                weight,
+                rstd,
+                slice(&scratch.dx, n),
+                slice_mut(&mut scratch.dh, n),
+                slice_mut(&mut scratch.dy, n),
             )
         },
     )
