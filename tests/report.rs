@@ -335,7 +335,9 @@ fn every_figure_has_its_data() {
     }
     // Four tokens, two methods, two completions, one run of each group.
     let tokens = page.root().descendants().filter(|n| {
-        n.has_tag_name("i") && n.attribute("title").is_some_and(|t| t.contains("log p"))
+        n.attribute("class") == Some("t")
+            && n.attribute("data-tip")
+                .is_some_and(|t| t.contains("log-prob"))
     });
     assert_eq!(tokens.count(), 4 * 2 * 2 * 3);
     for name in METHODS

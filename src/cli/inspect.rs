@@ -16,6 +16,7 @@ use crate::model::half_layer::HalfLayers;
 use crate::study::bands::{self, Screen};
 use crate::study::heatmap::{self, HeatMethod, HeatToken};
 use crate::study::inspect::{InspectRow, Inspected, Inspection, methods};
+use crate::study::markup::escape;
 use crate::tokenizer::Tokenizer;
 use crate::train::session::{AdapterSource, OnDevice, Session, capacity_of, model_dir, on_device};
 
@@ -246,15 +247,12 @@ fn html(
             .map_or(String::new(), |r| format!(", reward {r}"));
         body += &format!(
             "<h2>{}, {} tokens{reward}</h2>\n",
-            heatmap::escape(place),
+            escape(place),
             tokens.len()
         );
         if let Some(tokenizer) = tokenizer {
             let prompt = tokenizer.decode(&one.row.prompt, false)?;
-            body += &format!(
-                "<p class=\"prompt\">{}</p>\n",
-                heatmap::escape(prompt.trim_end())
-            );
+            body += &format!("<p class=\"prompt\">{}</p>\n", escape(prompt.trim_end()));
         }
         body += &heatmap::fragment(&tokens, &methods);
     }

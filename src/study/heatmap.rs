@@ -1,9 +1,12 @@
-//! Token heat maps in HTML: one panel per method, side by side.
+//! Token heat maps: one panel per method, side by side; and how hot a weight is,
+//! for all that shows weights.
 //!
-//! [`fragment`] is what goes into a page's body, [`CSS`] what goes into its
+//! The markup is well-formed XML too. [`fragment`] is what goes into a page's body, [`CSS`] what goes into its
 //! head once, [`page`] a whole file of it. Nothing is loaded from elsewhere.
 
 use std::fmt::Write;
+
+use super::markup::escape;
 
 /// A token and what the hover shows of it.
 #[derive(Clone, Debug, Default)]
@@ -27,7 +30,7 @@ pub const CSS: &str = "\
 .heat{--ink:#1f2328;--paper:#fff;--line:#d0d7de;--soft:#59636e;--hot:#f76707;\
 display:grid;grid-template-columns:repeat(auto-fit,minmax(min(21rem,100%),1fr));gap:.75rem;color:var(--ink)}
 .heat section{border:1px solid var(--line);border-radius:6px;padding:.6rem .75rem;background:var(--paper);min-width:0}
-.heat h4{margin:0;font:600 .9rem system-ui,sans-serif}
+.heat .name{margin:0;font:600 .9rem system-ui,sans-serif}
 .heat .cap{margin:.1rem 0 .5rem;font:.75rem system-ui,sans-serif;color:var(--soft);font-variant-numeric:tabular-nums}
 .heat .map{font:.82rem/1.75 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;white-space:pre-wrap;overflow-wrap:anywhere;margin:0}
 .heat .t{background:color-mix(in srgb,var(--hot) calc(var(--w)*78%),transparent);border-radius:2px;padding:.1em 0;\
@@ -52,6 +55,9 @@ t.closest('.heat').querySelectorAll('.map').forEach(m=>{\
 const c=[...m.children].filter(c=>c.matches('.t'))[i];if(c&&c!==t)c.classList.add('same')})});\
 ";
 
+/// Weights over the uniform one that legends show.
+pub const SCALE: [f64; 6] = [0.0, 0.5, 1.0, 2.0, 4.0, 16.0];
+
 /// How hot a weight is, from 0 to 1: r / (r + 2), where r is the weight over
 /// that of uniform credit. One token with everything and a token a little
 /// above the others can both be seen.
@@ -60,20 +66,9 @@ pub fn heat(weight: f64, tokens: usize) -> f64 {
     relative / (relative + 2.0)
 }
 
-/// Text that HTML takes as text.
-pub fn escape(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => out.push_str("&amp;"),
-            '<' => out.push_str("&lt;"),
-            '>' => out.push_str("&gt;"),
-            '"' => out.push_str("&quot;"),
-            '\'' => out.push_str("&#39;"),
-            c => out.push(c),
-        }
-    }
-    out
+/// How much of its colour a token's ground has.
+pub fn opacity(heat: f64) -> f64 {
+    0.78 * heat
 }
 
 /// Panels of all methods over the same tokens.
@@ -82,7 +77,7 @@ pub fn fragment(tokens: &[HeatToken], methods: &[HeatMethod]) -> String {
     for m in methods {
         let _ = write!(
             out,
-            "<section><h4>{}</h4><p class=\"cap\">{}</p><p class=\"map\">",
+            "<section><p class=\"name\">{}</p><p class=\"cap\">{}</p><p class=\"map\">",
             escape(m.name),
             escape(&m.caption)
         );
@@ -97,10 +92,10 @@ pub fn fragment(tokens: &[HeatToken], methods: &[HeatMethod]) -> String {
                 "<span class=\"t\" style=\"--w:{:.3}\" data-tip=\"{}\">{}</span>",
                 heat(weight, tokens.len()),
                 escape(&tip).replace('\n', "&#10;"),
-                visible(&token.text)
+                marked(&token.text)
             );
             if token.text.contains('\n') {
-                out.push_str("<br>");
+                out.push_str("<br/>");
             }
         }
         out.push_str("</p></section>\n");
@@ -110,22 +105,30 @@ pub fn fragment(tokens: &[HeatToken], methods: &[HeatMethod]) -> String {
 }
 
 /// Line breaks and tabs are shown; a token without text has a dot.
-fn visible(text: &str) -> String {
-    let marked = |c: &str| format!("<span class=\"nl\">{c}</span>");
+pub fn visible(text: &str) -> String {
     match text {
-        "" => marked("·"),
-        text => escape(text)
-            .replace('\n', &marked("⏎"))
-            .replace('\r', "")
-            .replace('\t', &marked("→")),
+        "" => "·".to_string(),
+        text => text.replace('\n', "⏎").replace('\r', "").replace('\t', "→"),
     }
+}
+
+/// The same, those characters softer than the others.
+fn marked(text: &str) -> String {
+    let mut out = escape(&visible(text));
+    for c in ["·", "⏎", "→"] {
+        // Only what stands for something else, and not the text's own.
+        if !text.contains(c) {
+            out = out.replace(c, &format!("<span class=\"nl\">{c}</span>"));
+        }
+    }
+    out
 }
 
 /// What the colours mean.
 pub fn legend() -> String {
     let mut out =
         String::from("<div class=\"heatkey\">weight over uniform credit: <span class=\"heat\">");
-    for relative in [0.0, 0.5, 1.0, 2.0, 4.0, 16.0] {
+    for relative in SCALE {
         let _ = write!(
             out,
             "<span class=\"t\" style=\"--w:{:.3}\">{relative}</span>",
@@ -180,7 +183,7 @@ mod tests {
         assert!(html.contains("a&lt;b") && html.contains("x &amp; y"));
         assert!(html.contains("weight 0.7500 (1.50 of uniform)&#10;log-prob -0.5000"));
         // 1.5 / 3.5, and the line break that the text has.
-        assert!(html.contains("--w:0.429") && html.contains("<br>"));
+        assert!(html.contains("--w:0.429") && html.contains("<br/>"));
         assert_eq!(html.matches("class=\"t\"").count(), 2);
     }
 

@@ -13,6 +13,7 @@ pub mod bands;
 pub mod comparison;
 pub mod heatmap;
 pub mod inspect;
+pub mod markup;
 pub mod record;
 pub mod report;
 pub mod specimens;

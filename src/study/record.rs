@@ -123,7 +123,7 @@ pub struct Record {
     pub seconds: f64,
     pub rollout_seconds: f64,
     pub update_seconds: f64,
-    /// Of the checkout that the program was built in; empty where there is none.
+    /// That the program was built from: [`crate::COMMIT`].
     pub commit: String,
 }
 

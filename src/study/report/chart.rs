@@ -14,7 +14,7 @@ mod strips;
 mod tokens;
 
 pub use bars::{Bar, Bars, Segment};
-pub use canvas::{dash, escape};
+pub use canvas::dash;
 pub use dots::{Dot, DotRow, Dots};
 pub use lines::{Line, Lines, Point};
 pub use matrix::Matrix;

@@ -6,7 +6,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
+use serde::Deserialize as _;
 use serde_json::Value;
 
 use super::inspected::{self, Inspected};
@@ -14,6 +14,7 @@ use super::marks::{self, Marks};
 use super::series::Series;
 use super::summary::{Heldout, Outcome};
 use crate::config::UsageError;
+use crate::study::comparison::Comparison;
 
 /// How a run stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -87,32 +88,6 @@ pub struct Sweep {
     pub commit: Option<String>,
     /// The sweep's own comparisons of its arms with their controls.
     pub comparisons: Vec<Comparison>,
-}
-
-/// An arm, or the mean of its seeds, minus its control, as the sweep has it.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-pub struct Comparison {
-    /// The arm or its name without the seed.
-    pub arm: String,
-    /// The arm with uniform credit.
-    pub control: String,
-    /// Of greedy completions.
-    pub greedy: Gap,
-    /// p of the exact McNemar test of the greedy completions.
-    pub greedy_mcnemar: Option<f64>,
-    /// Of the share of right samples.
-    pub sampled: Gap,
-}
-
-/// A difference in accuracy over problems.
-#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
-pub struct Gap {
-    /// The difference.
-    pub difference: f64,
-    /// The middle 95 % of the paired bootstrap.
-    pub interval: [f64; 2],
-    /// p of the paired bootstrap.
-    pub p_value: f64,
 }
 
 /// All that was read.

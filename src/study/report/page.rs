@@ -7,12 +7,13 @@ mod tables;
 use std::fmt::Write as _;
 
 use super::Report;
-use super::chart::escape;
 use super::figures::Section;
 use super::group::Group;
 use super::heat;
 use super::load::Status;
 use super::palette;
+use crate::study::heatmap;
+use crate::study::markup::escape;
 
 const STYLE: &str = include_str!("page/style.css");
 const SCRIPT: &str = include_str!("page/script.js");
@@ -26,10 +27,11 @@ pub fn html(report: &Report) -> String {
     let mut out = format!(
         "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\"/>\n\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"/>\n\
-         <meta name=\"generator\" content=\"arca {}\"/>\n<title>{}</title>\n<style>\n{}{STYLE}</style>\n</head>\n<body>\n<main>\n",
+         <meta name=\"generator\" content=\"arca {}\"/>\n<title>{}</title>\n<style>\n{}{STYLE}{}</style>\n</head>\n<body>\n<main>\n",
         env!("CARGO_PKG_VERSION"),
         escape(&title),
         palette::css(),
+        heatmap::CSS,
     );
     out += &header(report);
     out += &tables::html(report);
@@ -50,7 +52,8 @@ pub fn html(report: &Report) -> String {
     out += &runs::html(report);
     let _ = writeln!(
         out,
-        "</main>\n<script>\n/*<![CDATA[*/\n{SCRIPT}/*]]>*/\n</script>\n</body>\n</html>"
+        "</main>\n<script>\n/*<![CDATA[*/\n{SCRIPT}{}/*]]>*/\n</script>\n</body>\n</html>",
+        heatmap::SCRIPT
     );
     out
 }

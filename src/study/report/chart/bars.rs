@@ -1,8 +1,9 @@
 //! Stacked bars, lying down.
 
 use super::WIDTH;
-use super::canvas::{Anchor, Canvas, Mark, escape, fit};
+use super::canvas::{Anchor, Canvas, Mark, fit};
 use super::scale::{Scale, number};
+use crate::study::markup::escape;
 
 /// A part of a bar.
 #[derive(Clone, Debug, PartialEq)]

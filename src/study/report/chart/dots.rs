@@ -1,8 +1,9 @@
 //! Values with error bars, a row per group or class.
 
 use super::WIDTH;
-use super::canvas::{Anchor, Canvas, Mark, escape, fit};
+use super::canvas::{Anchor, Canvas, Mark, fit};
 use super::scale::{Scale, number, range};
+use crate::study::markup::escape;
 
 /// One value.
 #[derive(Clone, Debug, PartialEq)]

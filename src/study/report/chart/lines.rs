@@ -3,8 +3,9 @@
 use std::fmt::Write as _;
 
 use super::WIDTH;
-use super::canvas::{Anchor, Canvas, Mark, dash, escape, text_width};
+use super::canvas::{Anchor, Canvas, Mark, dash, text_width};
 use super::scale::{Scale, range};
+use crate::study::markup::escape;
 
 /// One place of a curve.
 #[derive(Clone, Copy, Debug, PartialEq)]

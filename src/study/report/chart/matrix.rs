@@ -1,7 +1,8 @@
 //! Correlations as numbers on coloured cells.
 
 use super::WIDTH;
-use super::canvas::{Anchor, Canvas, Mark, escape, fit, text_width};
+use super::canvas::{Anchor, Canvas, Mark, fit, text_width};
+use crate::study::markup::escape;
 
 /// Numbers in [-1, 1] by row and column.
 #[derive(Clone, Debug, Default, PartialEq)]

@@ -1,8 +1,9 @@
 //! Stretches of steps, a row per run.
 
 use super::WIDTH;
-use super::canvas::{Anchor, Canvas, Mark, escape, fit};
+use super::canvas::{Anchor, Canvas, Mark, fit};
 use super::scale::Scale;
+use crate::study::markup::escape;
 
 /// Steps `from` to `to`, both within.
 #[derive(Clone, Debug, PartialEq)]

@@ -2,8 +2,9 @@
 //! method.
 
 use super::WIDTH;
-use super::canvas::{Anchor, Canvas, escape};
-use crate::study::report::heat::{LEVELS, level, shown};
+use super::canvas::{Anchor, Canvas};
+use crate::study::heatmap::{SCALE, heat, opacity, visible};
+use crate::study::markup::escape;
 
 /// One completion.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -29,7 +30,7 @@ impl Tokens {
             canvas.y += 16.0;
             let mut x = left;
             for (token, weight) in self.tokens.iter().zip(weights) {
-                let text = shown(token);
+                let text = visible(token);
                 let wide = LETTER * SIZE * text.chars().count() as f64;
                 if x > left && x + wide > right {
                     x = left;
@@ -52,23 +53,25 @@ impl Tokens {
         let (y, mut x) = (canvas.y, left);
         canvas.text(x, y, 10.5, "muted", Anchor::Start, "weight \u{d7} T:");
         x += 66.0;
-        for (name, opacity) in LEVELS {
+        for relative in SCALE {
             canvas.push(&format!(
-                "<rect x=\"{x:.1}\" y=\"{:.1}\" width=\"34\" height=\"14\" fill=\"var(--heat)\" fill-opacity=\"{opacity}\"/>",
-                y - 10.5
+                "<rect x=\"{x:.1}\" y=\"{:.1}\" width=\"34\" height=\"14\" fill=\"var(--heat)\" fill-opacity=\"{:.3}\"/>",
+                y - 10.5,
+                opacity(heat(relative, 1))
             ));
-            canvas.text(x + 17.0, y, 9.0, "ink", Anchor::Middle, name);
+            let name = relative.to_string();
+            canvas.text(x + 17.0, y, 9.0, "ink", Anchor::Middle, &name);
             x += 35.0;
         }
         canvas.y += 4.0;
     }
 
     fn draw_token(&self, canvas: &mut Canvas, x: f64, wide: f64, text: &str, weight: f64) {
-        let opacity = LEVELS[level(weight * self.tokens.len() as f64)].1;
+        let opacity = opacity(heat(weight, self.tokens.len()));
         let y = canvas.y;
         if opacity > 0.0 {
             canvas.push(&format!(
-                "<rect x=\"{x:.2}\" y=\"{:.1}\" width=\"{wide:.2}\" height=\"14\" fill=\"var(--heat)\" fill-opacity=\"{opacity}\"/>",
+                "<rect x=\"{x:.2}\" y=\"{:.1}\" width=\"{wide:.2}\" height=\"14\" fill=\"var(--heat)\" fill-opacity=\"{opacity:.3}\"/>",
                 y - 10.5
             ));
         }

@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
+use crate::study::markup::escape;
 use crate::study::report::Report;
-use crate::study::report::chart::escape;
 use crate::study::report::load::{Run, Status};
 
 /// The runs: a table of what differs, then each one's settings.

@@ -2,10 +2,11 @@
 
 use std::fmt::Write as _;
 
+use crate::study::comparison::Gap;
+use crate::study::markup::escape;
 use crate::study::report::Report;
-use crate::study::report::chart::{compact, escape, number};
+use crate::study::report::chart::{compact, number};
 use crate::study::report::compare::Difference;
-use crate::study::report::load::Gap;
 use crate::study::report::palette;
 use crate::study::report::results::{COLUMNS, CONTRASTS, Cell, Form, Row};
 use crate::study::report::speed::speed;
