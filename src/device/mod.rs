@@ -204,7 +204,20 @@ pub struct SliceMut<'a, D: Device, T: Element> {
     pub len: usize,
 }
 
+impl<D: Device, T: Element> Slice<'_, D, T> {
+    /// Elements from one of its `rows` rows to the next: a row may have room
+    /// behind what an op uses of it.
+    pub fn stride(&self, rows: usize) -> usize {
+        self.len.checked_div(rows).unwrap_or(0)
+    }
+}
+
 impl<D: Device, T: Element> SliceMut<'_, D, T> {
+    /// See [`Slice::stride`].
+    pub fn stride(&self, rows: usize) -> usize {
+        self.as_const().stride(rows)
+    }
+
     /// The same elements, borrowed for a shorter time.
     pub fn reborrow(&mut self) -> SliceMut<'_, D, T> {
         SliceMut {
