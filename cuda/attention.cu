@@ -3,8 +3,9 @@
 //
 // qk is [rows, q | k] (normalised, rotated), v the last columns of qkv
 // [rows, q | k | v]; out [rows, q] and lse [rows, heads] (natural log, f32) are
-// overwritten. A row attends to its segment's context up to itself: the
-// ContextRanges of the segment, or its pages. Head dimensions 64 and 128.
+// overwritten. The rows of out and of d_qkv may have room behind them. A row
+// attends to its segment's context up to itself: the ContextRanges of the
+// segment, or its pages. Head dimensions 64 and 128.
 //
 // Forward (FlashAttention-2, arXiv 2307.08691): one block of 4 warps per
 // 64 queries of a head; keys in tiles of 64 from position 0 on, copied one tile
@@ -224,19 +225,20 @@ DEVICE PackedContext packed_context(const bf16* qk, const bf16* qkv, const Segme
 // Grid (query tiles, heads).
 template <int D>
 DEVICE void forward(const bf16* qk, const bf16* qkv, const AttentionTile* tiles, const Segment* segments,
-                    const ContextRange* ranges, bf16* out, float* lse, uint32_t heads, uint32_t kv_heads) {
+                    const ContextRange* ranges, bf16* out, float* lse, uint32_t out_stride, uint32_t heads,
+                    uint32_t kv_heads) {
   const AttentionTile tile = tiles[blockIdx.x];
   const uint32_t head = blockIdx.y, kv = head / (heads / kv_heads);
   const Widths w = {heads, kv_heads, D};
   attend<D>(tile, qk + size_t(tile.row) * w.qk() + head * D, w.qk(),
             packed_context(qk, qkv, segments[tile.segment], ranges, w, kv),
-            out + size_t(tile.row) * w.q() + head * D, w.q(), lse + size_t(tile.row) * heads + head, heads);
+            out + size_t(tile.row) * out_stride + head * D, out_stride, lse + size_t(tile.row) * heads + head, heads);
 }
 
 // Grid (query tiles, heads). Segments of one row are decode_attention's.
 template <int D>
 DEVICE void paged(const bf16* qk, const bf16* pages, const AttentionTile* tiles, const Segment* segments,
-                  const uint32_t* table, bf16* out, uint32_t heads, uint32_t kv_heads) {
+                  const uint32_t* table, bf16* out, uint32_t out_stride, uint32_t heads, uint32_t kv_heads) {
   const AttentionTile tile = tiles[blockIdx.x];
   const Segment segment = segments[tile.segment];
   if (segment.rows == 1) return;
@@ -245,19 +247,22 @@ DEVICE void paged(const bf16* qk, const bf16* pages, const AttentionTile* tiles,
   const uint32_t per_head = 2 * kPage * D;
   const PagedContext context = {pages + size_t(kv) * per_head, table, segment, kv_heads * per_head, D};
   attend<D>(tile, qk + size_t(tile.row) * w.qk() + head * D, w.qk(), context,
-            out + size_t(tile.row) * w.q() + head * D, w.q(), nullptr, 0);
+            out + size_t(tile.row) * out_stride + head * D, out_stride, nullptr, 0);
 }
 
 // ---- backward
 
 // delta[row, head] = sum of d_out * out: a warp each.
 template <int D>
-DEVICE void delta(const bf16* out, const bf16* d_out, float* to, uint32_t count) {
+DEVICE void delta(const bf16* out, const bf16* d_out, float* to, uint32_t count, uint32_t out_stride,
+                  uint32_t heads) {
   const uint32_t i = (blockIdx.x * blockDim.x + threadIdx.x) / WARP;
   if (i >= count) return;
-  const size_t at = size_t(i) * D + threadIdx.x % WARP * (D / WARP);
+  const uint32_t column = threadIdx.x % WARP * (D / WARP);
+  out += size_t(i / heads) * out_stride + i % heads * D + column;
+  d_out += size_t(i) * D + column;
   float sum = 0;
-  for (int j = 0; j < D / WARP; j++) sum += to_float(out[at + j]) * to_float(d_out[at + j]);
+  for (int j = 0; j < D / WARP; j++) sum += to_float(out[j]) * to_float(d_out[j]);
   sum = warp_sum(sum);
   if (threadIdx.x % WARP == 0) to[i] = sum;
 }
@@ -332,7 +337,8 @@ DEVICE void backward_q(const bf16* qk, const bf16* qkv, const bf16* d_out, const
 template <int D>
 DEVICE void backward_kv(const bf16* qk, const bf16* qkv, const bf16* d_out, const float* lse,
                         const float* deltas, const AttentionTile* tile_list, const Segment* segments,
-                        const ContextUser* users, bf16* d_qk, bf16* d_qkv, uint32_t heads, uint32_t kv_heads) {
+                        const ContextUser* users, bf16* d_qk, bf16* d_qkv, uint32_t d_qkv_stride, uint32_t heads,
+                        uint32_t kv_heads) {
   DYN_SMEM(memory, 16);
   auto& tiles = *reinterpret_cast<BackwardTiles<D>*>(memory);
   const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
@@ -389,7 +395,7 @@ DEVICE void backward_kv(const bf16* qk, const bf16* qkv, const bf16* d_out, cons
   }
   // A tile that nobody sees cannot be: a segment sees itself.
   store_rows<D>(d_qk + size_t(tile.row) * w.qk() + w.q() + kv * D, w.qk(), tile.rows, dk, 1.0f, 1.0f);
-  store_rows<D>(d_qkv + size_t(tile.row) * w.qkv() + w.qk() + kv * D, w.qkv(), tile.rows, dv, 1.0f, 1.0f);
+  store_rows<D>(d_qkv + size_t(tile.row) * d_qkv_stride + w.qk() + kv * D, d_qkv_stride, tile.rows, dv, 1.0f, 1.0f);
 }
 
 // The keys' backward may have all the registers it wants: ptxas otherwise trades
@@ -397,19 +403,21 @@ DEVICE void backward_kv(const bf16* qk, const bf16* qkv, const bf16* d_out, cons
 #define ATTENTION(D)                                                                                              \
   KERNEL void LAUNCH_BOUNDS(128) attention_forward_##D(                                                           \
       const bf16* qk, const bf16* qkv, const AttentionTile* tiles, const Segment* segments,                       \
-      const ContextRange* ranges, bf16* out, float* lse, uint32_t heads, uint32_t kv_heads) {                     \
-    forward<D>(qk, qkv, tiles, segments, ranges, out, lse, heads, kv_heads);                                      \
+      const ContextRange* ranges, bf16* out, float* lse, uint32_t out_stride, uint32_t heads,                     \
+      uint32_t kv_heads) {                                                                                        \
+    forward<D>(qk, qkv, tiles, segments, ranges, out, lse, out_stride, heads, kv_heads);                          \
   }                                                                                                               \
   KERNEL_EXPORT(attention_forward_##D)                                                                            \
   KERNEL void LAUNCH_BOUNDS(128) attention_paged_##D(                                                             \
       const bf16* qk, const bf16* pages, const AttentionTile* tiles, const Segment* segments,                     \
-      const uint32_t* table, bf16* out, uint32_t heads, uint32_t kv_heads) {                                      \
-    paged<D>(qk, pages, tiles, segments, table, out, heads, kv_heads);                                            \
+      const uint32_t* table, bf16* out, uint32_t out_stride, uint32_t heads, uint32_t kv_heads) {                 \
+    paged<D>(qk, pages, tiles, segments, table, out, out_stride, heads, kv_heads);                                \
   }                                                                                                               \
   KERNEL_EXPORT(attention_paged_##D)                                                                              \
   KERNEL void LAUNCH_BOUNDS(128)                                                                                  \
-      attention_delta_##D(const bf16* out, const bf16* d_out, float* deltas, uint32_t count) {                    \
-    delta<D>(out, d_out, deltas, count);                                                                          \
+      attention_delta_##D(const bf16* out, const bf16* d_out, float* deltas, uint32_t count,                      \
+                          uint32_t out_stride, uint32_t heads) {                                                  \
+    delta<D>(out, d_out, deltas, count, out_stride, heads);                                                       \
   }                                                                                                               \
   KERNEL_EXPORT(attention_delta_##D)                                                                              \
   KERNEL void LAUNCH_BOUNDS(128) attention_backward_q_##D(                                                        \
@@ -422,8 +430,9 @@ DEVICE void backward_kv(const bf16* qk, const bf16* qkv, const bf16* d_out, cons
   KERNEL void LAUNCH_BOUNDS(128, 1) attention_backward_kv_##D(                                                       \
       const bf16* qk, const bf16* qkv, const bf16* d_out, const float* lse, const float* deltas,                  \
       const AttentionTile* tiles, const Segment* segments, const ContextUser* users, bf16* d_qk, bf16* d_qkv,     \
-      uint32_t heads, uint32_t kv_heads) {                                                                        \
-    backward_kv<D>(qk, qkv, d_out, lse, deltas, tiles, segments, users, d_qk, d_qkv, heads, kv_heads);            \
+      uint32_t d_qkv_stride, uint32_t heads, uint32_t kv_heads) {                                                 \
+    backward_kv<D>(qk, qkv, d_out, lse, deltas, tiles, segments, users, d_qk, d_qkv, d_qkv_stride, heads,         \
+                   kv_heads);                                                                                     \
   }                                                                                                               \
   KERNEL_EXPORT(attention_backward_kv_##D)
 

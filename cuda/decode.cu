@@ -57,7 +57,7 @@ struct DecodeTiles {
 
 template <int D>
 DEVICE void attend(const bf16* qk, const bf16* pages, const uint32_t* positions, const Segment* segments,
-                   const uint32_t* table, bf16* out, uint32_t heads, uint32_t kv_heads) {
+                   const uint32_t* table, bf16* out, uint32_t out_stride, uint32_t heads, uint32_t kv_heads) {
   DYN_SMEM(memory, 16);
   auto& tiles = *reinterpret_cast<DecodeTiles<D>*>(memory);
   const Segment segment = segments[blockIdx.x];
@@ -182,7 +182,7 @@ DEVICE void attend(const bf16* qk, const bf16* pages, const uint32_t* positions,
       low += parts[(w * 16 + row) * kRow + column] * share;
       high += parts[(w * 16 + row) * kRow + column + 1] * share;
     }
-    bf16* to = out + size_t(segment.row) * (heads * D) + (size_t(kv) * group + row) * D + column;
+    bf16* to = out + size_t(segment.row) * out_stride + (size_t(kv) * group + row) * D + column;
     *reinterpret_cast<uint32_t*>(to) = pack_bf16(low / total, high / total);
   }
 }
@@ -191,8 +191,8 @@ DEVICE void attend(const bf16* qk, const bf16* pages, const uint32_t* positions,
 #define DECODE(D)                                                                                        \
   KERNEL void LAUNCH_BOUNDS(128) decode_attention_##D(                                                   \
       const bf16* qk, const bf16* pages, const uint32_t* positions, const Segment* segments,             \
-      const uint32_t* table, bf16* out, uint32_t heads, uint32_t kv_heads) {                             \
-    attend<D>(qk, pages, positions, segments, table, out, heads, kv_heads);                              \
+      const uint32_t* table, bf16* out, uint32_t out_stride, uint32_t heads, uint32_t kv_heads) {        \
+    attend<D>(qk, pages, positions, segments, table, out, out_stride, heads, kv_heads);                  \
   }                                                                                                      \
   KERNEL_EXPORT(decode_attention_##D)
 

@@ -7,9 +7,11 @@
 // read nor written. Ranks are padded to 16 with zero rows of A and columns of
 // B; part p of an adapter has its columns of s at LoraFactor::s_column.
 //
-// Expand and dX are kernels of their own here: y (and dx) is read and written
-// once more, 4 bytes an element, and rounded to bf16 twice, as PEFT in bf16
-// does. Within the base product it would be part of the reduction.
+// Where one adapter's rows come first in a batch, expand and dX are part of the
+// base product's reduction: lora_place puts the factors beside the weight (see
+// src/ops/cuda/linear.rs). Else they are kernels of their own: y (and dx) is
+// read and written once more, 4 bytes an element, and rounded to bf16 twice, as
+// PEFT in bf16 does.
 //
 // All products: blocks of 4 warps on 64 rows (or 64 columns of the wide
 // operand), tiles of 64 in the reduction, copied one ahead (cp.async), m16n8k16
@@ -47,6 +49,35 @@ KERNEL void LAUNCH_BOUNDS(256) lora_sync(const float* params, const LoraSource* 
   }
 }
 KERNEL_EXPORT(lora_sync)
+
+// Grid (blocks, parts): one adapter's factors from compute form to beside a
+// weight [outputs, inputs], so that it reads [[W, B], [A, 0]]: B of part p in
+// its own rows and its own columns of s, with zeros in the other parts' columns;
+// A one part below the other. `width` columns of s; end0, end1 are the last rows
+// of the first parts. Eight elements a step.
+KERNEL void LAUNCH_BOUNDS(256)
+lora_place(const LoraFactor* factors, uint32_t adapters, uint32_t adapter, bf16* weight, uint32_t stride,
+           uint32_t inputs, uint32_t outputs, uint32_t width, uint32_t end0, uint32_t end1) {
+  const uint32_t part = blockIdx.y;
+  const LoraFactor f = factors[size_t(part) * adapters + adapter];
+  const uint32_t start = part == 0 ? 0 : part == 1 ? end0 : end1;
+  const uint32_t end = part + 1 == gridDim.y ? outputs : part == 0 ? end0 : end1;
+  const uint32_t step = gridDim.x * blockDim.x, first = blockIdx.x * blockDim.x + threadIdx.x;
+  const bf16x8 zero = {};
+  for (uint32_t i = first; i < (end - start) * (width / 8); i += step) {
+    const uint32_t row = i / (width / 8), column = i % (width / 8) * 8;
+    const bool own = f.b != nullptr && column >= f.s_column && column < f.s_column + f.r_padded;
+    *reinterpret_cast<bf16x8*>(weight + size_t(start + row) * stride + inputs + column) =
+        own ? *reinterpret_cast<const bf16x8*>(f.b + size_t(row) * f.r_padded + column - f.s_column) : zero;
+  }
+  if (f.a == nullptr) return;
+  for (uint32_t i = first; i < f.r_padded * (inputs / 8); i += step) {
+    const uint32_t row = i / (inputs / 8), column = i % (inputs / 8) * 8;
+    *reinterpret_cast<bf16x8*>(weight + size_t(outputs + f.s_column + row) * stride + column) =
+        *reinterpret_cast<const bf16x8*>(f.a + size_t(row) * inputs + column);
+  }
+}
+KERNEL_EXPORT(lora_place)
 
 // ---- dropout
 
@@ -162,40 +193,41 @@ DEVICE void shrink(const bf16* left, size_t left_ld, const bf16* right, size_t r
 // dropout; the part is added to it.
 template <int N, bool DROPOUT>
 DEVICE void shrink_forward(const bf16* x, const LoraFactor* factors, uint32_t adapters, const AdapterTile* tiles,
-                           bf16* s, uint32_t inputs, uint32_t s_width, const uint64_t* keys, uint64_t place,
-                           float p) {
+                           bf16* s, uint32_t inputs, uint32_t x_stride, uint32_t s_stride, const uint64_t* keys,
+                           uint64_t place, float p) {
   const AdapterTile tile = tiles[blockIdx.x];
   const LoraFactor f = factor_of(factors, adapters, blockIdx.y, tile.adapter);
   const uint32_t first = blockIdx.z * N;
   if (f.a == nullptr || first >= f.r_padded) return;
-  shrink<N, false, DROPOUT>(x, inputs, f.a + size_t(first) * inputs, inputs, min(f.r_padded - first, uint32_t(N)),
-                            inputs, tile, f.scale, s + f.s_column + first, s_width, keys, place + blockIdx.y, p);
+  shrink<N, false, DROPOUT>(x, x_stride, f.a + size_t(first) * inputs, inputs, min(f.r_padded - first, uint32_t(N)),
+                            inputs, tile, f.scale, s + f.s_column + first, s_stride, keys, place + blockIdx.y, p);
 }
 
 #define LORA_SHRINK(N)                                                                                         \
   KERNEL void LAUNCH_BOUNDS(128) lora_shrink_##N(const bf16* x, const LoraFactor* factors, uint32_t adapters,  \
                                                  const AdapterTile* tiles, bf16* s, uint32_t inputs,           \
-                                                 uint32_t s_width) {                                           \
-    shrink_forward<N, false>(x, factors, adapters, tiles, s, inputs, s_width, nullptr, 0, 0);                  \
+                                                 uint32_t x_stride, uint32_t s_stride) {                       \
+    shrink_forward<N, false>(x, factors, adapters, tiles, s, inputs, x_stride, s_stride, nullptr, 0, 0);       \
   }                                                                                                            \
   KERNEL_EXPORT(lora_shrink_##N)                                                                               \
   KERNEL void LAUNCH_BOUNDS(128) lora_shrink_dropout_##N(                                                      \
       const bf16* x, const LoraFactor* factors, uint32_t adapters, const AdapterTile* tiles, bf16* s,          \
-      uint32_t inputs, uint32_t s_width, const uint64_t* keys, uint64_t place, float p) {                      \
-    shrink_forward<N, true>(x, factors, adapters, tiles, s, inputs, s_width, keys, place, p);                  \
+      uint32_t inputs, uint32_t x_stride, uint32_t s_stride, const uint64_t* keys, uint64_t place, float p) {  \
+    shrink_forward<N, true>(x, factors, adapters, tiles, s, inputs, x_stride, s_stride, keys, place, p);       \
   }                                                                                                            \
   KERNEL_EXPORT(lora_shrink_dropout_##N)                                                                       \
   KERNEL void LAUNCH_BOUNDS(128) lora_shrink_backward_##N(                                                     \
       const bf16* dy, const LoraFactor* factors, uint32_t adapters, const AdapterTile* tiles, bf16* ds,        \
-      uint32_t total, uint32_t s_width, uint32_t end0, uint32_t end1, uint32_t end2) {                         \
+      uint32_t dy_stride, uint32_t s_stride, uint32_t end0, uint32_t end1, uint32_t end2) {                    \
     const AdapterTile tile = tiles[blockIdx.x];                                                                \
     const LoraFactor f = factor_of(factors, adapters, blockIdx.y, tile.adapter);                               \
     const uint32_t first = blockIdx.z * N;                                                                     \
     if (f.b == nullptr || first >= f.r_padded) return;                                                         \
     const uint32_t start = blockIdx.y == 0 ? 0 : blockIdx.y == 1 ? end0 : end1;                                \
     const uint32_t end = blockIdx.y == 0 ? end0 : blockIdx.y == 1 ? end1 : end2;                               \
-    shrink<N, true, false>(dy + start, total, f.b + first, f.r_padded, min(f.r_padded - first, uint32_t(N)),   \
-                           end - start, tile, f.scale, ds + f.s_column + first, s_width, nullptr, 0, 0);       \
+    shrink<N, true, false>(dy + start, dy_stride, f.b + first, f.r_padded,                                     \
+                           min(f.r_padded - first, uint32_t(N)), end - start, tile, f.scale,                   \
+                           ds + f.s_column + first, s_stride, nullptr, 0, 0);                                  \
   }                                                                                                            \
   KERNEL_EXPORT(lora_shrink_backward_##N)
 
@@ -266,7 +298,7 @@ DEVICE void add_tile(const float (&acc)[kTile / 8][4], bf16* y, size_t ld, uint3
 // columns of y; their widths are multiples of 16, blocks do not cross parts.
 KERNEL void LAUNCH_BOUNDS(128)
 lora_expand(const bf16* s, const LoraFactor* factors, uint32_t adapters, const AdapterTile* tiles, bf16* y,
-            uint32_t total, uint32_t s_width, uint32_t end0, uint32_t end1, uint32_t end2) {
+            uint32_t total, uint32_t s_stride, uint32_t end0, uint32_t end1, uint32_t end2) {
   const AdapterTile tile = tiles[blockIdx.x];
   uint32_t part = 0, start = 0, end = end0, block = blockIdx.y;
   while (block >= (end - start + kTile - 1) / kTile) {
@@ -280,7 +312,7 @@ lora_expand(const bf16* s, const LoraFactor* factors, uint32_t adapters, const A
   const uint32_t first = block * kTile;
   const uint32_t columns = min(end - start - first, uint32_t(kTile));
   float acc[kTile / 8][4] = {};
-  expand<false>(acc, s + f.s_column, s_width, f.b + size_t(first) * f.r_padded, f.r_padded, columns, f.r_padded, tile);
+  expand<false>(acc, s + f.s_column, s_stride, f.b + size_t(first) * f.r_padded, f.r_padded, columns, f.r_padded, tile);
   add_tile(acc, y + start + first, total, columns, tile);
 }
 KERNEL_EXPORT(lora_expand)
@@ -289,7 +321,7 @@ KERNEL_EXPORT(lora_expand)
 // through its own dropout mask where there is one (keys is null without).
 KERNEL void LAUNCH_BOUNDS(128)
 lora_expand_backward(const bf16* ds, const LoraFactor* factors, uint32_t adapters, uint32_t parts,
-                     const AdapterTile* tiles, bf16* dx, uint32_t inputs, uint32_t s_width, const uint64_t* keys,
+                     const AdapterTile* tiles, bf16* dx, uint32_t inputs, uint32_t s_stride, const uint64_t* keys,
                      uint64_t place, float p) {
   const AdapterTile tile = tiles[blockIdx.x];
   const uint32_t first = blockIdx.y * kTile;
@@ -300,11 +332,11 @@ lora_expand_backward(const bf16* ds, const LoraFactor* factors, uint32_t adapter
     const LoraFactor f = factor_of(factors, adapters, part, tile.adapter);
     if (f.a == nullptr) continue;
     if (keys == nullptr) {
-      expand<true>(sum, ds + f.s_column, s_width, f.a + first, inputs, columns, f.r_padded, tile);
+      expand<true>(sum, ds + f.s_column, s_stride, f.a + first, inputs, columns, f.r_padded, tile);
       continue;
     }
     float acc[kTile / 8][4] = {};
-    expand<true>(acc, ds + f.s_column, s_width, f.a + first, inputs, columns, f.r_padded, tile);
+    expand<true>(acc, ds + f.s_column, s_stride, f.a + first, inputs, columns, f.r_padded, tile);
     for (int half = 0; half < 2; half++) {
       const uint32_t row = warp * 16 + half * 8 + lane / 4;
       if (row >= tile.rows) continue;

@@ -302,7 +302,7 @@ proptest! {
         let tensors: Vec<(usize, usize, Vec<f32>)> = parts.iter().enumerate()
             .map(|(i, &n)| (n, inputs, random(n * inputs, seed ^ (i as u64 + 1)))).collect();
         let b = bias.then(|| random(outputs, seed ^ 9));
-        let matrix = device.load_matrix(&views(&tensors), b.clone(), true).unwrap();
+        let matrix = device.load_matrix(&views(&tensors), b.clone(), true, 0).unwrap();
         let mut batch = Batch::default();
         batch.push_segment(&vec![0; rows], &[], None);
         let batch = load_batch(batch);
@@ -350,7 +350,7 @@ proptest! {
         let outputs: usize = widths.iter().sum();
         let tensors: Vec<(usize, usize, Vec<f32>)> = widths.iter().enumerate()
             .map(|(i, &n)| (n, inputs, random(n * inputs, seed ^ (i as u64 + 1)))).collect();
-        let matrix = device.load_matrix(&views(&tensors), None, true).unwrap();
+        let matrix = device.load_matrix(&views(&tensors), None, true, 0).unwrap();
         let id = AdapterId(0);
         let mut host = ragged_batch(5, &[3, 4], Some(id));
         let rows = host.rows();
@@ -365,8 +365,8 @@ proptest! {
             let mut adapters = device.new_adapters(&shape).unwrap();
             device.sync_adapter(&CTX, &mut adapters, id, &layout, all(&buf(&x[cut..]))).unwrap();
             let (mut s, mut y, x) = (dirty(rows * s_width), dirty(rows * outputs), buf(&x[..cut]));
-            device.lora_shrink(&CTX, &batch, rows, &adapters, 0, group, all(&x), all_mut(&mut s), s_width).unwrap();
-            let call = LoraCall { adapters: &adapters, layer: 0, group, s: all(&s), s_width };
+            device.lora_shrink(&CTX, &batch, rows, &adapters, 0, group, all(&x), all_mut(&mut s)).unwrap();
+            let call = LoraCall { adapters: &adapters, layer: 0, group, s: all(&s) };
             device.linear_forward(&CTX, &batch, rows, &matrix, all(&x), Some(call), all_mut(&mut y)).unwrap();
             (adapters, s, y.data)
         };
@@ -374,9 +374,9 @@ proptest! {
             let (adapters, s, _) = run(&x);
             let (mut ds, mut dx, mut grads) = (dirty(rows * s_width), dirty(cut), zeros(layout.len()));
             let (dy, x) = (buf(dy), buf(&x[..cut]));
-            device.lora_shrink_backward(&CTX, &batch, rows, &adapters, 0, group, all(&dy), all_mut(&mut ds), s_width).unwrap();
-            device.lora_gradients(&CTX, &batch, rows, &layout, 0, group, all(&x), all(&s), all(&dy), all(&ds), s_width, all_mut(&mut grads)).unwrap();
-            let call = LoraCall { adapters: &adapters, layer: 0, group, s: all(&ds), s_width };
+            device.lora_shrink_backward(&CTX, &batch, rows, &adapters, 0, group, all(&dy), all_mut(&mut ds)).unwrap();
+            device.lora_gradients(&CTX, &batch, rows, &layout, 0, group, all(&x), all(&s), all(&dy), all(&ds), all_mut(&mut grads)).unwrap();
+            let call = LoraCall { adapters: &adapters, layer: 0, group, s: all(&ds) };
             device.linear_backward(&CTX, &batch, rows, &matrix, all(&dy), Some(call), all_mut(&mut dx)).unwrap();
             [dx.data, grads.data].concat()
         })?;
@@ -389,7 +389,7 @@ proptest! {
                picks in prop::collection::vec((0usize..9, 0usize..90), 1..20), seed: u64) {
         let device = Device32::new();
         let weights = random(vocab * hidden, seed ^ 1);
-        let head = device.load_matrix(&views(&[(vocab, hidden, weights.clone())]), None, true).unwrap();
+        let head = device.load_matrix(&views(&[(vocab, hidden, weights.clone())]), None, true, 0).unwrap();
         let mut host = Batch::default();
         host.push_segment(&vec![0; rows], &[], None);
         host.saved_rows = rows;

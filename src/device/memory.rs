@@ -115,6 +115,13 @@ impl MemoryKind {
         self == MemoryKind::Cuda
     }
 
+    /// Whether LoRA's s and ds lie behind the rows they come from and its
+    /// factors beside the base weights, so that both are one product. The
+    /// CPU's products add LoRA to each block of sums, wherever it lies.
+    pub fn joins_lora(self) -> bool {
+        self == MemoryKind::Cuda
+    }
+
     pub fn name(self) -> &'static str {
         match self {
             MemoryKind::Cpu { .. } => "cpu",

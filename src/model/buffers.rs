@@ -5,8 +5,8 @@ use anyhow::Result;
 use crate::device::memory::Role;
 use crate::device::{Element, Float, Slice, SliceMut};
 use crate::model::config::ModelShape;
-use crate::model::half_layer::slice_mut;
-use crate::model::plan::{KV_PAGES, LIVE, Planned, STREAM};
+use crate::model::half_layer::{slice, slice_mut};
+use crate::model::plan::{KV_PAGES, LIVE, Planned, STREAM, joined_stride};
 use crate::ops::Ops;
 use crate::ops::decode::page_elements;
 
@@ -126,19 +126,69 @@ impl<D: Ops, R: Float> Activations<D, R> {
     }
 }
 
+/// A buffer of rows, as far apart as the plan has them.
+pub struct Rows<D: Ops> {
+    buf: D::Buf<D::Act>,
+    stride: usize,
+}
+
+impl<D: Ops> Rows<D> {
+    fn new(planned: &Planned<D>, name: &str) -> Result<Self> {
+        let (buf, stride) = planned.buffer(name)?;
+        Ok(Rows { buf, stride })
+    }
+
+    /// An operand of a product, `width` wide, and what LoRA multiplies beside it,
+    /// `lora` wide: in memory of their own, as plans lay them out.
+    pub fn with_lora(device: &D, rows: usize, width: usize, lora: usize) -> Result<[Self; 2]> {
+        let size = size_of::<D::Act>();
+        let joins = device.memory_kind().joins_lora();
+        let (stride, s_stride) = match joins {
+            true => (joined_stride(width, lora), joined_stride(width, lora)),
+            false => (width, lora),
+        };
+        // A device that does not overlay gives each its own memory.
+        let region = device.region((rows * stride * size) as u64)?;
+        let column = if joins { width } else { 0 };
+        let reach = (rows * s_stride).saturating_sub(column);
+        Ok([
+            Rows {
+                buf: device.place(&region, 0, rows * stride)?,
+                stride,
+            },
+            Rows {
+                buf: device.place(&region, (column * size) as u64, reach)?,
+                stride: s_stride,
+            },
+        ])
+    }
+
+    /// The first `rows` rows.
+    pub fn get(&self, rows: usize) -> Slice<'_, D, D::Act> {
+        slice(&self.buf, rows * self.stride)
+    }
+
+    pub fn get_mut(&mut self, rows: usize) -> SliceMut<'_, D, D::Act> {
+        slice_mut(&mut self.buf, rows * self.stride)
+    }
+}
+
 /// What only a backward needs.
 pub struct Scratch<D: Ops> {
     /// Gradient of the residual stream, f32.
     pub dh: D::Buf<f32>,
     /// The same, rounded: the gradient of what a half-layer added.
-    pub dy: D::Buf<D::Act>,
+    pub dy: Rows<D>,
     pub dx: D::Buf<D::Act>,
     pub d_act: D::Buf<D::Act>,
-    pub d_gate_up: D::Buf<D::Act>,
+    pub d_gate_up: Rows<D>,
     pub d_attended: D::Buf<D::Act>,
     pub d_qk: D::Buf<D::Act>,
-    pub d_qkv: D::Buf<D::Act>,
-    pub ds: D::Buf<D::Act>,
+    pub d_qkv: Rows<D>,
+    /// ds of the products whose output's gradient is `dy`.
+    pub ds_hidden: Rows<D>,
+    pub ds_gate_up: Rows<D>,
+    pub ds_qkv: Rows<D>,
     /// d log pi / d x of each grad pair.
     pub u: D::Buf<D::Act>,
     pub coefficients: D::Buf<f32>,
@@ -148,14 +198,16 @@ impl<D: Ops> Scratch<D> {
     pub fn new(planned: &Planned<D>) -> Result<Self> {
         Ok(Scratch {
             dh: planned.buffer("dh")?.0,
-            dy: planned.buffer("dy")?.0,
+            dy: Rows::new(planned, "dy")?,
             dx: planned.buffer("dx")?.0,
             d_act: planned.buffer("d_act")?.0,
-            d_gate_up: planned.buffer("d_gate_up")?.0,
+            d_gate_up: Rows::new(planned, "d_gate_up")?,
             d_attended: planned.buffer("d_attended")?.0,
             d_qk: planned.buffer("d_qk")?.0,
-            d_qkv: planned.buffer("d_qkv")?.0,
-            ds: planned.buffer("ds")?.0,
+            d_qkv: Rows::new(planned, "d_qkv")?,
+            ds_hidden: Rows::new(planned, "ds_hidden")?,
+            ds_gate_up: Rows::new(planned, "ds_gate_up")?,
+            ds_qkv: Rows::new(planned, "ds_qkv")?,
             u: planned.buffer("u")?.0,
             coefficients: planned.buffer("coefficients")?.0,
         })

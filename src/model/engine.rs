@@ -91,7 +91,8 @@ impl<D: HalfLayers> Engine<D> {
         for role in [Role::Weights, Role::Adapters, Role::Staging] {
             device.reserve(role, plan.role_bytes(role))?;
         }
-        let model = Model::load(&device, &ctx, dir, training, capacity.positions)?;
+        let (positions, lora) = (capacity.positions, capacity.s_width);
+        let model = Model::load(&device, &ctx, dir, training, positions, lora)?;
         device.reserve_workspace(&stream, plan.workspace_bytes())?;
         let adapters = device.new_adapters(&model.shape)?;
         let batch = device.new_batch(capacity.batch())?;

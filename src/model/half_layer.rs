@@ -338,8 +338,8 @@ pub fn mlp_half_backward<D: Ops, R: Float>(
         &weights.down,
         acts.act.get(layer, rows, rows),
         acts.s_down.get(layer, rows, rows),
-        slice(&scratch.dy, rows * h),
-        &mut scratch.ds,
+        scratch.dy.get(rows),
+        scratch.ds_hidden.get_mut(rows),
         Some(slice_mut(&mut scratch.d_act, rows * i)),
         grads,
     )?;
@@ -354,7 +354,7 @@ pub fn mlp_half_backward<D: Ops, R: Float>(
                 i,
                 acts.gate_up.get(layer, rows, rows),
                 slice(&scratch.d_act, rows * i),
-                slice_mut(&mut scratch.d_gate_up, rows * 2 * i),
+                scratch.d_gate_up.get_mut(rows),
             )
         },
     )?;
@@ -366,8 +366,8 @@ pub fn mlp_half_backward<D: Ops, R: Float>(
         &weights.gate_up,
         acts.xn2.get(layer, rows, rows),
         acts.s_gate_up.get(layer, rows, rows),
-        slice(&scratch.d_gate_up, rows * 2 * i),
-        &mut scratch.ds,
+        scratch.d_gate_up.get(rows),
+        scratch.ds_gate_up.get_mut(rows),
         Some(slice_mut(&mut scratch.dx, rows * h)),
         grads,
     )?;
@@ -386,12 +386,8 @@ pub fn attention_half_backward<D: Ops, R: Float>(
     grads: &mut GradientArena<D>,
 ) -> Result<()> {
     let (rows, shape) = (pass.saved_rows, pass.shape());
-    let (h, q, qk, qkv) = (
-        shape.hidden_size,
-        shape.q_width(),
-        shape.q_width() + shape.kv_width(),
-        shape.qkv_width(),
-    );
+    let (h, q) = (shape.hidden_size, shape.q_width());
+    let qk = q + shape.kv_width();
     let weights: &Layer<D> = &pass.model.layers[layer];
     linear_backward(
         device,
@@ -401,8 +397,8 @@ pub fn attention_half_backward<D: Ops, R: Float>(
         &weights.o,
         acts.attended.get(layer, rows, rows),
         acts.s_o.get(layer, rows, rows),
-        slice(&scratch.dy, rows * h),
-        &mut scratch.ds,
+        scratch.dy.get(rows),
+        scratch.ds_hidden.get_mut(rows),
         Some(slice_mut(&mut scratch.d_attended, rows * q)),
         grads,
     )?;
@@ -421,7 +417,7 @@ pub fn attention_half_backward<D: Ops, R: Float>(
                 acts.lse.get(layer, rows, rows),
                 slice(&scratch.d_attended, rows * q),
                 slice_mut(&mut scratch.d_qk, rows * qk),
-                slice_mut(&mut scratch.d_qkv, rows * qkv),
+                scratch.d_qkv.get_mut(rows),
             )
         },
     )?;
@@ -439,7 +435,7 @@ pub fn attention_half_backward<D: Ops, R: Float>(
                 &pass.model.rope,
                 acts.qkv.get(layer, rows, rows),
                 slice(&scratch.d_qk, rows * qk),
-                slice_mut(&mut scratch.d_qkv, rows * qkv),
+                scratch.d_qkv.get_mut(rows),
             )
         },
     )?;
@@ -455,8 +451,8 @@ pub fn attention_half_backward<D: Ops, R: Float>(
         &weights.qkv,
         acts.xn1.get(layer, rows, rows),
         acts.s_qkv.get(layer, rows, rows),
-        slice(&scratch.d_qkv, rows * qkv),
-        &mut scratch.ds,
+        scratch.d_qkv.get(rows),
+        scratch.ds_qkv.get_mut(rows),
         dx,
         grads,
     )?;
@@ -493,7 +489,7 @@ pub fn norm_backward<D: Ops, R: Float>(
                 rstd,
                 slice(&scratch.dx, n),
                 slice_mut(&mut scratch.dh, n),
-                slice_mut(&mut scratch.dy, n),
+                scratch.dy.get_mut(rows),
             )
         },
     )

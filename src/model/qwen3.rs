@@ -36,13 +36,15 @@ pub struct Layer<D: Ops> {
 
 impl<D: Ops> Model<D> {
     /// Load a folder. `backward` makes room for training; `positions` is the
-    /// longest context that will be run.
+    /// longest context that will be run, `lora` the most columns of s that an
+    /// adapter will have, by group.
     pub fn load(
         device: &D,
         ctx: &Ctx<D>,
         dir: &Path,
         backward: bool,
         positions: usize,
+        lora: [usize; 4],
     ) -> Result<Self> {
         let shape = ModelShape::load(dir)?;
         ensure!(
@@ -74,7 +76,8 @@ impl<D: Ops> Model<D> {
                     bias.extend(checkpoint.vector(&format!("{name}.bias"), outputs)?);
                 }
             }
-            device.load_matrix(&parts, (!bias.is_empty()).then_some(bias), backward)
+            let bias = (!bias.is_empty()).then_some(bias);
+            device.load_matrix(&parts, bias, backward, lora[group as usize])
         };
         let (h, v) = (shape.hidden_size, shape.vocab_size);
         let mut layers = Vec::new();
@@ -105,7 +108,7 @@ impl<D: Ops> Model<D> {
         Ok(Model {
             rope: RopeTable::new(device, ctx, &shape, positions)?,
             embedding: device.load_table(embedding)?,
-            head: device.load_matrix(&[head], None, backward)?,
+            head: device.load_matrix(&[head], None, backward, 0)?,
             final_norm,
             layers,
             shape,

@@ -20,7 +20,8 @@ use crate::model::config::ModelShape;
 pub trait Attention: Device {
     /// out `[rows, q]` and lse `[rows, heads]`, overwritten, from rotated qk
     /// `[rows, q | k]` and the v columns of qkv `[rows, q | k | v]`. The rows are
-    /// all of the batch, or its saved ones.
+    /// all of the batch, or its saved ones; those of out may have room behind
+    /// them.
     #[allow(clippy::too_many_arguments)]
     fn attention_forward(
         &self,
@@ -33,7 +34,8 @@ pub trait Attention: Device {
         lse: SliceMut<Self, f32>,
     ) -> Result<()>;
 
-    /// For the saved rows: overwrites d_qk and the v columns of d_qkv.
+    /// For the saved rows: overwrites d_qk and the v columns of d_qkv. The rows
+    /// of out and d_qkv may have room behind them.
     #[allow(clippy::too_many_arguments)]
     fn attention_backward(
         &self,

@@ -27,7 +27,8 @@ fn head_elements(shape: &ModelShape) -> usize {
 
 pub trait DecodeAttention: Device {
     /// Write k and v of every row into its sequence's pages of one layer, then
-    /// out `[rows, q]`: each row over its context, positions 0 to its own.
+    /// out `[rows, q]`: each row over its context, positions 0 to its own. The
+    /// rows of out may have room behind them.
     /// Every segment of the batch has a page table.
     #[allow(clippy::too_many_arguments)]
     fn decode_attention(

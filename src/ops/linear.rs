@@ -126,18 +126,21 @@ pub trait Linear: Device + Lora {
     type Table: Send + Sync + TableInfo;
 
     /// Parts `[out_p, in]` with one `in`; `bias` is over all parts' outputs.
-    /// `backward` makes room for products with the transpose.
+    /// `backward` makes room for products with the transpose, `lora` for so
+    /// many columns of s, where the device keeps factors beside the weight.
     fn load_matrix(
         &self,
         parts: &[WeightView],
         bias: Option<Vec<f32>>,
         backward: bool,
+        lora: usize,
     ) -> Result<Self::Matrix>;
 
     fn load_table(&self, view: WeightView) -> Result<Self::Table>;
 
     /// y `[rows, sum out_p]`, overwritten, from x `[rows, in]` and, for
-    /// adapted rows, s as `lora_shrink` left it.
+    /// adapted rows, s as `lora_shrink` left it. The rows of x may have room
+    /// behind them, which may be where s is.
     fn linear_forward(
         &self,
         ctx: &Ctx<Self>,
@@ -150,7 +153,7 @@ pub trait Linear: Device + Lora {
     ) -> Result<()>;
 
     /// dx `[rows, in]`, overwritten, from dy `[rows, sum out_p]` and ds as
-    /// `lora_shrink_backward` left it.
+    /// `lora_shrink_backward` left it. The rows of dy may have room behind them.
     fn linear_backward(
         &self,
         ctx: &Ctx<Self>,
@@ -326,6 +329,7 @@ impl<A: Float> Linear for Cpu<A> {
         parts: &[WeightView],
         bias: Option<Vec<f32>>,
         backward: bool,
+        _lora: usize,
     ) -> Result<CpuMatrix> {
         ensure!(!parts.is_empty(), "a matrix needs at least one part");
         let inputs = parts[0].cols;
@@ -396,7 +400,7 @@ impl<A: Float> Linear for Cpu<A> {
             row_stride: k,
             col_stride: 1,
         };
-        let y = y.shared();
+        let (y, all) = (y.shared(), rows);
         let fill = |block: &Block, mut sums: Sums| {
             let (rows, panels) = (block.rows.clone(), block.panels.clone());
             weight
@@ -404,7 +408,7 @@ impl<A: Float> Linear for Cpu<A> {
                 .product(rows, panels, k, left, sums.from(0, 0));
             if let Some(lora) = &lora {
                 lora.adapters
-                    .expand(lora, &batch.runs, &weight.parts, block, sums);
+                    .expand(lora, &batch.runs, &weight.parts, (all, block), sums);
             }
         };
         let whole = weight.outputs == weight.panels() * LANES && weight.bias.is_none();
@@ -458,13 +462,14 @@ impl<A: Float> Linear for Cpu<A> {
             row_stride: k,
             col_stride: 1,
         };
-        let dx = dx.shared();
+        let (dx, all) = (dx.shared(), rows);
         let panels = n.div_ceil(LANES);
         let fill = |block: &Block, mut sums: Sums| {
             let (rows, panels) = (block.rows.clone(), block.panels.clone());
             backward.product(rows, panels, k, left, sums.from(0, 0));
             if let Some(lora) = &lora {
-                lora.adapters.expand_backward(lora, batch, n, block, sums);
+                lora.adapters
+                    .expand_backward(lora, batch, n, (all, block), sums);
             }
         };
         if let (true, Some(dx)) = (n.is_multiple_of(LANES), dx.as_f32()) {

@@ -27,9 +27,9 @@ pub struct LoraCall<'a, D: Lora> {
     pub adapters: &'a D::Adapters,
     pub layer: usize,
     pub group: Group,
-    /// `[rows, s_width]`.
+    /// A row of s (or ds) for each of the product's; columns as the adapter's
+    /// layout has them.
     pub s: Slice<'a, D, D::Act>,
-    pub s_width: usize,
 }
 
 pub trait Lora: Device {
@@ -48,8 +48,8 @@ pub trait Lora: Device {
         params: Slice<Self, f32>,
     ) -> Result<()>;
 
-    /// s `[rows, s_width]`, overwritten for adapted rows: c x A^T, with the
-    /// batch's dropout on x.
+    /// s, overwritten for adapted rows: c x A^T, with the batch's dropout on x.
+    /// The rows of x and of s may have room behind them.
     #[allow(clippy::too_many_arguments)]
     fn lora_shrink(
         &self,
@@ -61,10 +61,9 @@ pub trait Lora: Device {
         group: Group,
         x: Slice<Self, Self::Act>,
         s: SliceMut<Self, Self::Act>,
-        s_width: usize,
     ) -> Result<()>;
 
-    /// ds `[rows, s_width]`, overwritten for adapted rows: c dy B.
+    /// ds, overwritten for adapted rows: c dy B. As [`Lora::lora_shrink`].
     #[allow(clippy::too_many_arguments)]
     fn lora_shrink_backward(
         &self,
@@ -76,7 +75,6 @@ pub trait Lora: Device {
         group: Group,
         dy: Slice<Self, Self::Act>,
         ds: SliceMut<Self, Self::Act>,
-        s_width: usize,
     ) -> Result<()>;
 
     /// Adds dA and dB of rows 0..rows into the flat gradient arena of the one
@@ -94,7 +92,6 @@ pub trait Lora: Device {
         s: Slice<Self, Self::Act>,
         dy: Slice<Self, Self::Act>,
         ds: Slice<Self, Self::Act>,
-        s_width: usize,
         grads: SliceMut<Self, f32>,
     ) -> Result<()>;
 }
@@ -199,15 +196,16 @@ impl CpuAdapters {
             })
     }
 
-    /// Add s B^T to a block of y.
+    /// Add s B^T to a block of the `rows` rows of y.
     pub(crate) fn expand<A: Float>(
         &self,
         call: &LoraCall<Cpu<A>>,
         runs: &[Run],
         parts: &[Part],
-        block: &Block,
+        (rows, block): (usize, &Block),
         mut sums: Sums,
     ) {
+        let s_width = call.s.stride(rows);
         for run in runs {
             let Some((id, rows)) = overlap(run, &block.rows) else {
                 continue;
@@ -223,7 +221,7 @@ impl CpuAdapters {
                     rows.clone(),
                     panels.start - whole.start..panels.end - whole.start,
                     pack.r,
-                    columns(call.s.host(), offset, call.s_width),
+                    columns(call.s.host(), offset, s_width),
                     Right::packed(&pack.expand, pack.r),
                     sums.from(rows.start - block.rows.start, column),
                 );
@@ -231,22 +229,23 @@ impl CpuAdapters {
         }
     }
 
-    /// Add ds A to a block of dx, through the dropout mask where there is one.
+    /// Add ds A to a block of the `rows` rows of dx, through the dropout mask where there is one.
     pub(crate) fn expand_backward<A: Float>(
         &self,
         call: &LoraCall<Cpu<A>>,
         batch: &CpuBatch,
         inputs: usize,
-        block: &Block,
+        (rows, block): (usize, &Block),
         mut sums: Sums,
     ) {
+        let s_width = call.s.stride(rows);
         for run in &batch.runs {
             let Some((id, rows)) = overlap(run, &block.rows) else {
                 continue;
             };
             for (p, offset, pack) in self.parts(id, call.layer, call.group) {
                 let mut sums = sums.from(rows.start - block.rows.start, 0);
-                let left = columns(call.s.host(), offset, call.s_width);
+                let left = columns(call.s.host(), offset, s_width);
                 let right = Right::packed(&pack.expand_backward, pack.r);
                 let Some(dropout) = &batch.batch.dropout else {
                     gemm::accumulate(
@@ -471,8 +470,8 @@ impl<A: Float> Lora for Cpu<A> {
         group: Group,
         x: Slice<Self, A>,
         mut s: SliceMut<Self, A>,
-        s_width: usize,
     ) -> Result<()> {
+        let s_width = s.stride(rows);
         let inputs = group.inputs(&adapters.shape);
         let out = s.shared();
         for run in &batch.runs {
@@ -515,8 +514,8 @@ impl<A: Float> Lora for Cpu<A> {
         group: Group,
         dy: Slice<Self, A>,
         mut ds: SliceMut<Self, A>,
-        s_width: usize,
     ) -> Result<()> {
+        let s_width = ds.stride(rows);
         let widths = group.outputs(&adapters.shape);
         let total: usize = widths.iter().sum();
         let out = ds.shared();
@@ -558,7 +557,6 @@ impl<A: Float> Lora for Cpu<A> {
         s: Slice<Self, A>,
         dy: Slice<Self, A>,
         ds: Slice<Self, A>,
-        s_width: usize,
         mut grads: SliceMut<Self, f32>,
     ) -> Result<()> {
         if rows == 0 {
@@ -580,7 +578,7 @@ impl<A: Float> Lora for Cpu<A> {
             let down = Left {
                 data: &ds.host()[offset..],
                 row_stride: 1,
-                col_stride: s_width,
+                col_stride: ds.stride(rows),
             };
             let da = &mut grads[f.a..f.a + f.r * inputs];
             if inputs.is_multiple_of(LANES) {
@@ -607,7 +605,7 @@ impl<A: Float> Lora for Cpu<A> {
             let right = Right {
                 data: &s.host()[offset..],
                 panel_stride: LANES,
-                k_stride: s_width,
+                k_stride: s.stride(rows),
                 pairs: false,
             };
             let db = &mut grads[f.b..f.b + widths[p] * f.r];

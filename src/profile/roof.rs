@@ -119,7 +119,7 @@ fn product<D: HalfLayers>(device: &D, ctx: &Ctx<D>, n: usize) -> Result<f64> {
         pairs: 1,
         ..BatchCapacity::default()
     })?;
-    let weight = device.load_matrix(&[random_operand::<D>(n, n)?], None, false)?;
+    let weight = device.load_matrix(&[random_operand::<D>(n, n)?], None, false, 0)?;
     let x = random_act(device, ctx, n * n)?;
     let mut y = device.alloc::<D::Act>(n * n)?;
     let times = times(device, ctx, &mut || {
@@ -237,8 +237,18 @@ fn random_values<T: Float>(n: usize) -> Vec<T> {
 /// A buffer of random numbers between -1 and 1.
 pub fn random_buf<D: Device, T: Float>(device: &D, ctx: &Ctx<D>, n: usize) -> Result<D::Buf<T>> {
     let mut buf = device.alloc(n)?;
-    device.upload(ctx, all_mut(&mut buf, n), &random_values::<T>(n))?;
+    fill_random(device, ctx, all_mut(&mut buf, n))?;
     Ok(buf)
+}
+
+/// Random numbers between -1 and 1 into a part of a buffer.
+pub fn fill_random<D: Device, T: Float>(
+    device: &D,
+    ctx: &Ctx<D>,
+    to: SliceMut<D, T>,
+) -> Result<()> {
+    let values = random_values::<T>(to.len);
+    device.upload(ctx, to, &values)
 }
 
 /// The same of activations.

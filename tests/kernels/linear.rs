@@ -21,7 +21,7 @@ fn matrix<D: Linear>(on: &On<D>, inputs: usize, parts: &[usize], bias: bool) -> 
         .map(|(i, &n)| weight(n, inputs, 7 + i as u64))
         .collect();
     let bias = bias.then(|| random(parts.iter().sum(), 6));
-    on.device.load_matrix(&views, bias, true).unwrap()
+    on.device.load_matrix(&views, bias, true, 0).unwrap()
 }
 
 fn run<D: Linear>(

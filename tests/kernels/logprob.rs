@@ -34,7 +34,7 @@ fn run<D: LogProb>(
 ) -> [Vec<f32>; 3] {
     let head = on
         .device
-        .load_matrix(&[weight(vocab, hidden, 1)], None, true)
+        .load_matrix(&[weight(vocab, hidden, 1)], None, true, 0)
         .unwrap();
     let x = on.act(&random(batch.rows() * hidden, 2));
     let n = batch.pairs.len();
@@ -128,7 +128,7 @@ fn logits<D: LogProb>(on: &On<D>) {
     fn run<D: LogProb>(on: &On<D>) -> Vec<f32> {
         let head = on
             .device
-            .load_matrix(&[weight(61, 48, 1)], None, false)
+            .load_matrix(&[weight(61, 48, 1)], None, false, 0)
             .unwrap();
         let x = on.act(&random(9 * 48, 2));
         on.device
@@ -145,7 +145,7 @@ fn nan_is_not_hidden<D: LogProb>(on: &On<D>) {
     let batch = batch(2, 2, 0, 40);
     let head = on
         .device
-        .load_matrix(&[weight(40, 16, 1)], None, true)
+        .load_matrix(&[weight(40, 16, 1)], None, true, 0)
         .unwrap();
     let mut values = random(2 * 16, 2);
     values[16 + 3] = f32::NAN;

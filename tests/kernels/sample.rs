@@ -29,7 +29,7 @@ fn draw<D: Sample>(
     let weights = exact(vocab * HIDDEN, 1);
     let head = on
         .device
-        .load_matrix(&[weight_of(&weights, vocab, HIDDEN)], None, false)
+        .load_matrix(&[weight_of(&weights, vocab, HIDDEN)], None, false, 0)
         .unwrap();
     let x = on.act(x);
     on.device

@@ -10,6 +10,7 @@ use crate::device::{BatchCapacity, Ctx};
 use crate::episode::AdapterId;
 use crate::model::adapter::{AdapterLayout, LoraSettings};
 use crate::model::batch::{Batch, PageTable, Pair};
+use crate::model::buffers::Rows;
 use crate::model::config::{Group, ModelShape, Module};
 use crate::model::half_layer::HalfLayers;
 use crate::ops::adamw::AdamWStep;
@@ -19,7 +20,9 @@ use crate::ops::lora::LoraCall;
 use crate::ops::qknorm_rope::{QkNormWeights, RopeTable};
 use crate::ops::rmsnorm::NormShape;
 use crate::ops::sample::SampleRequest;
-use crate::profile::roof::{all, all_mut, median, random_act, random_buf, random_weight};
+use crate::profile::roof::{
+    all, all_mut, fill_random, median, random_act, random_buf, random_weight,
+};
 use crate::rng::Stream;
 
 const POLICY: AdapterId = AdapterId(0);
@@ -211,14 +214,14 @@ impl<'a, D: HalfLayers> Bed<'a, D> {
             .iter()
             .map(|&n| random_weight(n, inputs))
             .collect::<Result<Vec<_>>>()?;
-        let weight = device.load_matrix(&views, None, true)?;
-        let x = random_act(device, ctx, rows * inputs)?;
-        let dy = random_act(device, ctx, rows * outputs)?;
+        let lora = self.layout.s_width(group);
+        let weight = device.load_matrix(&views, None, true, lora)?;
+        let [mut x, mut s] = Rows::with_lora(device, rows, inputs, lora)?;
+        let [mut dy, mut ds] = Rows::with_lora(device, rows, outputs, lora)?;
+        fill_random(device, ctx, x.get_mut(rows))?;
+        fill_random(device, ctx, dy.get_mut(rows))?;
         let mut y = device.alloc::<D::Act>(rows * outputs)?;
         let mut dx = device.alloc::<D::Act>(rows * inputs)?;
-        let s_width = self.layout.s_width(group);
-        let mut s = device.alloc::<D::Act>(rows * s_width)?;
-        let mut ds = device.alloc::<D::Act>(rows * s_width)?;
         let mut grads = device.alloc::<f32>(self.layout.len())?;
         let product = cost::product(rows, inputs, outputs, act, 2);
         let ranks = Ranks::new(&self.layout, 0, group, rows);
@@ -230,7 +233,7 @@ impl<'a, D: HalfLayers> Bed<'a, D> {
                     &self.batch,
                     rows,
                     &weight,
-                    all(&x, rows * inputs),
+                    x.get(rows),
                     None,
                     all_mut(&mut y, rows * outputs),
                 )
@@ -243,9 +246,8 @@ impl<'a, D: HalfLayers> Bed<'a, D> {
                     &self.adapters,
                     0,
                     group,
-                    all(&x, rows * inputs),
-                    all_mut(&mut s, rows * s_width),
-                    s_width,
+                    x.get(rows),
+                    s.get_mut(rows),
                 )
             })?,
             self.time(
@@ -259,9 +261,8 @@ impl<'a, D: HalfLayers> Bed<'a, D> {
                         &self.adapters,
                         0,
                         group,
-                        all(&dy, rows * outputs),
-                        all_mut(&mut ds, rows * s_width),
-                        s_width,
+                        dy.get(rows),
+                        ds.get_mut(rows),
                     )
                 },
             )?,
@@ -271,7 +272,6 @@ impl<'a, D: HalfLayers> Bed<'a, D> {
             layer: 0,
             group,
             s,
-            s_width,
         };
         out.push(self.time(
             &name("linear_forward"),
@@ -282,8 +282,8 @@ impl<'a, D: HalfLayers> Bed<'a, D> {
                     &self.batch,
                     rows,
                     &weight,
-                    all(&x, rows * inputs),
-                    Some(call(all(&s, rows * s_width))),
+                    x.get(rows),
+                    Some(call(s.get(rows))),
                     all_mut(&mut y, rows * outputs),
                 )
             },
@@ -297,8 +297,8 @@ impl<'a, D: HalfLayers> Bed<'a, D> {
                     &self.batch,
                     rows,
                     &weight,
-                    all(&dy, rows * outputs),
-                    Some(call(all(&ds, rows * s_width))),
+                    dy.get(rows),
+                    Some(call(ds.get(rows))),
                     all_mut(&mut dx, rows * inputs),
                 )
             },
@@ -312,11 +312,10 @@ impl<'a, D: HalfLayers> Bed<'a, D> {
                     &self.layout,
                     0,
                     group,
-                    all(&x, rows * inputs),
-                    all(&s, rows * s_width),
-                    all(&dy, rows * outputs),
-                    all(&ds, rows * s_width),
-                    s_width,
+                    x.get(rows),
+                    s.get(rows),
+                    dy.get(rows),
+                    ds.get(rows),
                     all_mut(&mut grads, self.layout.len()),
                 )
             })?,
@@ -445,7 +444,7 @@ impl<'a, D: HalfLayers> Bed<'a, D> {
         let (device, ctx, shape) = (self.device, self.ctx, &self.shape);
         let act = size_of::<D::Act>();
         let (h, v) = (shape.hidden_size, shape.vocab_size);
-        let head = device.load_matrix(&[random_weight(v, h)?], None, true)?;
+        let head = device.load_matrix(&[random_weight(v, h)?], None, true, 0)?;
         let x = random_act(device, ctx, self.rows * h)?;
         let pairs = self.host.pairs.len();
         let mut logprobs = device.alloc::<f32>(pairs)?;

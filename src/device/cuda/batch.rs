@@ -9,7 +9,8 @@ use bytemuck::{Pod, Zeroable};
 use super::{Cuda, CudaBuf};
 use crate::device::memory::Role;
 use crate::device::{BatchCapacity, Ctx};
-use crate::model::batch::Batch;
+use crate::episode::AdapterId;
+use crate::model::batch::{Batch, Run};
 
 /// Rows per tile of queries in attention.
 pub const QUERY_TILE: usize = 64;
@@ -117,7 +118,11 @@ pub struct CudaBatch {
     pub(crate) saved_query_tiles: usize,
     pub(crate) key_tiles: usize,
     adapter_tiles: Vec<AdapterTile>,
+    runs: Vec<Run>,
 }
+
+/// Runs of rows that products are cut into, at most, for LoRA's sake.
+const MOST_RUNS: usize = 4;
 
 impl CudaBatch {
     pub(crate) fn new(device: &Cuda, capacity: BatchCapacity) -> Result<Self> {
@@ -131,6 +136,7 @@ impl CudaBatch {
             saved_query_tiles: 0,
             key_tiles: 0,
             adapter_tiles: Vec::new(),
+            runs: Vec::new(),
         })
     }
 
@@ -141,6 +147,18 @@ impl CudaBatch {
             .iter()
             .take_while(|t| (t.row as usize) < rows)
             .count()
+    }
+
+    /// See [`Batch::runs`].
+    pub(crate) fn runs(&self) -> &[Run] {
+        &self.runs
+    }
+
+    /// The adapter of all adapted rows, if it is one and they are not scattered.
+    pub(crate) fn sole_adapter(&self) -> Option<AdapterId> {
+        let mut adapters = self.runs.iter().filter_map(|r| r.adapter);
+        let first = adapters.next()?;
+        (adapters.all(|a| a == first) && self.runs.len() <= MOST_RUNS).then_some(first)
     }
 
     pub(crate) fn load(&mut self, device: &Cuda, ctx: &Ctx<Cuda>, batch: Batch) -> Result<()> {
@@ -164,6 +182,7 @@ impl CudaBatch {
         self.query_tiles = query_tiles.len();
         self.key_tiles = key_tiles.len();
         self.adapter_tiles = adapter_tiles(&batch);
+        self.runs = batch.runs();
         let (ends, row_pairs) = pairs_of_rows(&batch);
 
         self.words.clear();

@@ -3,7 +3,7 @@
 
 use anyhow::Result;
 
-use super::{GradientArena, Pass, slice, slice_mut};
+use super::{GradientArena, Pass, slice_mut};
 use crate::device::{Slice, SliceMut};
 use crate::model::config::Group;
 use crate::ops::Ops;
@@ -67,8 +67,8 @@ pub(super) fn shrink<D: Ops>(
     x: Slice<D, D::Act>,
     s: SliceMut<D, D::Act>,
 ) -> Result<bool> {
-    let s_width = pass.s_width[group as usize];
-    if s_width > 0 {
+    let adapted = pass.s_width[group as usize] > 0;
+    if adapted {
         pass.op(
             device,
             "lora_shrink",
@@ -86,12 +86,11 @@ pub(super) fn shrink<D: Ops>(
                     group,
                     x,
                     s,
-                    s_width,
                 )
             },
         )?;
     }
-    Ok(s_width > 0)
+    Ok(adapted)
 }
 
 /// Its backward: ds, dx (where anybody needs it) and the factors' gradients.
@@ -105,14 +104,14 @@ pub(super) fn linear_backward<D: Ops>(
     x: Slice<D, D::Act>,
     s: Slice<D, D::Act>,
     dy: Slice<D, D::Act>,
-    ds: &mut D::Buf<D::Act>,
+    mut ds: SliceMut<D, D::Act>,
     dx: Option<SliceMut<D, D::Act>>,
     grads: &mut GradientArena<D>,
 ) -> Result<()> {
-    let (rows, s_width) = (pass.saved_rows, pass.s_width[group as usize]);
+    let rows = pass.saved_rows;
     let act = size_of::<D::Act>();
     let mut call = None;
-    if s_width > 0 {
+    if pass.s_width[group as usize] > 0 {
         pass.op(
             device,
             "lora_shrink_backward",
@@ -126,8 +125,7 @@ pub(super) fn linear_backward<D: Ops>(
                     layer,
                     group,
                     dy,
-                    slice_mut(ds, rows * s_width),
-                    s_width,
+                    ds.reborrow(),
                 )
             },
         )?;
@@ -147,13 +145,12 @@ pub(super) fn linear_backward<D: Ops>(
                     x,
                     s,
                     dy,
-                    slice(ds, rows * s_width),
-                    s_width,
+                    ds.as_const(),
                     slice_mut(grads.grads, len),
                 )
             },
         )?;
-        call = Some(lora_call(pass, layer, group, slice(ds, rows * s_width)));
+        call = Some(lora_call(pass, layer, group, ds.as_const()));
     }
     match dx {
         Some(dx) => pass.op(
@@ -180,6 +177,5 @@ fn lora_call<'a, D: Ops>(
         layer,
         group,
         s,
-        s_width: pass.s_width[group as usize],
     }
 }

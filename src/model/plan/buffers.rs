@@ -1,7 +1,7 @@
 //! The list of buffers that batches run in: what is planned is what is
 //! allocated, by name.
 
-use crate::device::memory::{Dtype, Role};
+use crate::device::memory::{Dtype, MemoryKind, Role};
 use crate::model::config::{Group, ModelShape};
 use crate::model::plan::Capacity;
 use crate::ops::decode::page_elements;
@@ -41,11 +41,27 @@ pub struct Buffer {
     pub phase: Option<Phase>,
     /// What makes it smaller.
     pub shrink: &'static str,
+    /// Columns of another buffer's rows, rather than memory of its own.
+    pub within: Option<Within>,
+}
+
+/// Where a buffer lies that is the last columns of another one, which comes
+/// before it in the list.
+#[derive(Clone, Debug)]
+pub struct Within {
+    pub name: String,
+    pub column: usize,
 }
 
 impl Buffer {
     pub fn elements(&self) -> usize {
         self.dims.iter().product()
+    }
+
+    /// Elements from its own first one to the end of its memory.
+    pub fn reach(&self) -> usize {
+        let column = self.within.as_ref().map_or(0, |w| w.column);
+        self.elements().saturating_sub(column)
     }
 
     pub fn phases(&self) -> &'static str {
@@ -61,6 +77,40 @@ const PAGES: &str = "rollout.kv_memory, rollout.max_completion_length or data.ma
 /// where the others are not its to write.
 pub const LIVE: &str = "live ";
 
+/// Elements that rows with room behind them are rounded up to: whole lines of
+/// 128 bytes in bf16.
+const ROW: usize = 64;
+
+/// Elements from row to row of an operand of a product that is `width` wide and
+/// has room for `s` columns of LoRA behind it.
+pub fn joined_stride(width: usize, s: usize) -> usize {
+    match s {
+        0 => width,
+        _ => (width + s).next_multiple_of(ROW),
+    }
+}
+
+/// An operand of a product with what LoRA multiplies beside it, each
+/// `[rows, width]`. Where a device `joins` them, the second lies behind the
+/// first one's rows, so that base and LoRA are one product.
+fn with_lora(operand: Buffer, lora: Buffer, joins: bool) -> [Buffer; 2] {
+    let (width, s) = (operand.dims[1], lora.dims[1]);
+    if !joins || s == 0 {
+        return [operand, lora];
+    }
+    let dims = vec![operand.dims[0], joined_stride(width, s)];
+    let within = Some(Within {
+        name: operand.name.clone(),
+        column: width,
+    });
+    let lora = Buffer {
+        dims: dims.clone(),
+        within,
+        ..lora
+    };
+    [Buffer { dims, ..operand }, lora]
+}
+
 /// The stack of what a layer can be computed from.
 pub const STREAM: &str = "h_in";
 
@@ -75,6 +125,7 @@ fn activations(
     capacity: &Capacity,
     act: Dtype,
     residual: Dtype,
+    joins: bool,
 ) -> [Vec<Buffer>; 2] {
     let l = shape.num_layers;
     let (h, i) = (shape.hidden_size, shape.intermediate_size);
@@ -87,6 +138,7 @@ fn activations(
         count: 1,
         phase: None,
         shrink: BATCH,
+        within: None,
     };
     let stack = |name: &str, levels: usize, width: usize, dtype| {
         let levels = match capacity.recompute && name != STREAM {
@@ -97,24 +149,32 @@ fn activations(
         buffer(name, rows, width, dtype)
     };
     let statistic = Dtype::F32;
+    let product = |x: &str, width: usize, s_name: &str, group: Group| {
+        let operand = stack(x, l, width, act);
+        with_lora(operand, stack(s_name, l, s(group), act), joins)
+    };
+    let [xn1, s_qkv] = product("xn1", h, "s_qkv", Group::Qkv);
+    let [attended, s_o] = product("attended", shape.q_width(), "s_o", Group::O);
+    let [xn2, s_gate_up] = product("xn2", h, "s_gate_up", Group::GateUp);
+    let [inner, s_down] = product("act", i, "s_down", Group::Down);
     let stacks = vec![
         // The residual stream entering each layer, and the final one.
         stack(STREAM, l + 1, h, residual),
-        stack("xn1", l, h, act),
+        xn1,
         stack("rstd1", l, 1, statistic),
-        stack("s_qkv", l, s(Group::Qkv), act),
+        s_qkv,
         stack("qkv", l, shape.qkv_width(), act),
         stack("qk", l, shape.q_width() + shape.kv_width(), act),
-        stack("attended", l, shape.q_width(), act),
+        attended,
         stack("lse", l, shape.num_heads, statistic),
-        stack("s_o", l, s(Group::O), act),
+        s_o,
         stack("h_mid", l, h, residual),
-        stack("xn2", l, h, act),
+        xn2,
         stack("rstd2", l, 1, statistic),
-        stack("s_gate_up", l, s(Group::GateUp), act),
+        s_gate_up,
         stack("gate_up", l, 2 * i, act),
-        stack("act", l, i, act),
-        stack("s_down", l, s(Group::Down), act),
+        inner,
+        s_down,
     ];
     let last = vec![
         buffer("y", capacity.rows, h, act),
@@ -129,6 +189,10 @@ fn renamed(list: Vec<Buffer>, prefix: &str, phase: Phase) -> impl Iterator<Item 
     list.into_iter().map(move |b| Buffer {
         name: format!("{prefix}{}", b.name),
         phase: Some(phase),
+        within: b.within.map(|w| Within {
+            name: format!("{prefix}{}", w.name),
+            ..w
+        }),
         ..b
     })
 }
@@ -144,15 +208,16 @@ fn head_output(capacity: &Capacity) -> Vec<Buffer> {
             count: 1,
             phase: None,
             shrink: STEP,
+            within: None,
         })
         .into()
 }
 
 /// What only a backward needs.
-fn scratch(shape: &ModelShape, capacity: &Capacity, act: Dtype) -> Vec<Buffer> {
+fn scratch(shape: &ModelShape, capacity: &Capacity, act: Dtype, joins: bool) -> Vec<Buffer> {
     let rows = capacity.saved_rows;
     let (h, i) = (shape.hidden_size, shape.intermediate_size);
-    let widest = capacity.s_width.into_iter().max().unwrap_or(0);
+    let s = |g: Group| capacity.s_width[g as usize];
     let qk = shape.q_width() + shape.kv_width();
     let of = |name: &str, rows: usize, width: usize, dtype, shrink| Buffer {
         name: name.to_string(),
@@ -162,17 +227,29 @@ fn scratch(shape: &ModelShape, capacity: &Capacity, act: Dtype) -> Vec<Buffer> {
         count: 1,
         phase: Some(Phase::Update),
         shrink,
+        within: None,
     };
+    let product = |dy: &str, width: usize, ds: &str, s: usize| {
+        let operand = of(dy, rows, width, act, BATCH);
+        with_lora(operand, of(ds, rows, s, act, BATCH), joins)
+    };
+    // The outputs of two groups are of this width.
+    let s_hidden = s(Group::O).max(s(Group::Down));
+    let [dy, ds_hidden] = product("dy", h, "ds_hidden", s_hidden);
+    let [d_gate_up, ds_gate_up] = product("d_gate_up", 2 * i, "ds_gate_up", s(Group::GateUp));
+    let [d_qkv, ds_qkv] = product("d_qkv", shape.qkv_width(), "ds_qkv", s(Group::Qkv));
     vec![
         of("dh", rows, h, Dtype::F32, BATCH),
-        of("dy", rows, h, act, BATCH),
+        dy,
+        ds_hidden,
         of("dx", rows, h, act, BATCH),
         of("d_act", rows, i, act, BATCH),
-        of("d_gate_up", rows, 2 * i, act, BATCH),
+        d_gate_up,
+        ds_gate_up,
         of("d_attended", rows, shape.q_width(), act, BATCH),
         of("d_qk", rows, qk, act, BATCH),
-        of("d_qkv", rows, shape.qkv_width(), act, BATCH),
-        of("ds", rows, widest, act, BATCH),
+        d_qkv,
+        ds_qkv,
         of("u", capacity.grad_pairs, h, act, STEP),
         of("coefficients", capacity.grad_pairs, 1, Dtype::F32, STEP),
     ]
@@ -189,24 +266,24 @@ pub fn noise_floor_rows(capacity: &Capacity) -> usize {
     capacity.rows.min(capacity.positions)
 }
 
-/// Everything that batches run in. Where buffers are `overlaid`, a forward that
+/// Everything that batches run in. Where a device overlays buffers, a forward that
 /// saves nothing has activations of its own beside the KV pages, and an update
 /// has that memory too.
 pub fn buffers(
     shape: &ModelShape,
     capacity: &Capacity,
-    act: Dtype,
+    kind: MemoryKind,
     training: bool,
-    overlaid: bool,
 ) -> Vec<Buffer> {
+    let (act, joins, overlaid) = (kind.act(), kind.joins_lora(), kind.overlays());
     let one = |rows| Capacity {
         rows,
         saved_rows: 0,
         ..*capacity
     };
-    let [stacks, mut all] = activations(shape, capacity, act, act);
+    let [stacks, mut all] = activations(shape, capacity, act, act, joins);
     if overlaid && capacity.saved_rows > 0 {
-        let [live, _] = activations(shape, &one(capacity.rows), act, act);
+        let [live, _] = activations(shape, &one(capacity.rows), act, act, joins);
         all.extend(renamed(live, LIVE, Phase::Forward));
         all.extend(renamed(stacks, "", Phase::Update));
     } else {
@@ -214,7 +291,7 @@ pub fn buffers(
     }
     all.extend(head_output(capacity));
     if training {
-        all.extend(scratch(shape, capacity, act));
+        all.extend(scratch(shape, capacity, act, joins));
     }
     all.push(Buffer {
         name: KV_PAGES.to_string(),
@@ -224,10 +301,11 @@ pub fn buffers(
         count: shape.num_layers,
         phase: Some(Phase::Forward),
         shrink: PAGES,
+        within: None,
     });
     if training && act != Dtype::F32 {
         let one = one(noise_floor_rows(capacity));
-        let exact = activations(shape, &one, act, Dtype::F32).concat();
+        let exact = activations(shape, &one, act, Dtype::F32, joins).concat();
         all.extend(renamed(exact, EXACT, Phase::NoiseFloor).map(|b| Buffer {
             shrink: "data.max_prompt_length or rollout.max_completion_length",
             ..b

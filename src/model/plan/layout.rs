@@ -10,8 +10,11 @@ pub struct Layout {
     pub bytes: u64,
 }
 
-/// Bytes of one copy of a buffer.
+/// Bytes of one copy of a buffer; none for one that lies within another.
 pub fn bytes_of(buffer: &Buffer, alignment: usize) -> u64 {
+    if buffer.within.is_some() {
+        return 0;
+    }
     let bytes = buffer.elements() * buffer.dtype.size();
     bytes.next_multiple_of(alignment) as u64
 }
@@ -34,6 +37,15 @@ pub fn overlay(buffers: &[Buffer], alignment: usize) -> Layout {
         ..Layout::default()
     };
     for buffer in buffers {
+        if let Some(within) = &buffer.within {
+            // One that is planned after what lies in it would be a mistake here.
+            let host = buffers.iter().position(|b| b.name == within.name);
+            let column = (within.column * buffer.dtype.size()) as u64;
+            let hosts = host.and_then(|h| layout.offsets.get(h));
+            let offsets = hosts.into_iter().flatten().map(|o| o + column);
+            layout.offsets.push(offsets.collect());
+            continue;
+        }
         let at = match ends.iter().position(|(phase, _)| *phase == buffer.phase) {
             Some(at) => at,
             None => {
@@ -76,6 +88,7 @@ mod tests {
             count,
             phase,
             shrink: "",
+            within: None,
         }
     }
 

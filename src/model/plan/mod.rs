@@ -20,7 +20,7 @@ use crate::model::config::ModelShape;
 use crate::ops::cuda;
 use crate::rollout::pages_of;
 
-pub use buffers::{Buffer, EXACT, KV_PAGES, LIVE, Phase, STREAM, noise_floor_rows};
+pub use buffers::{Buffer, EXACT, KV_PAGES, LIVE, Phase, STREAM, joined_stride, noise_floor_rows};
 use layout::Layout;
 pub use memory::{available_memory, peak_memory, resident_memory};
 pub use table::parse_bytes;
@@ -143,7 +143,7 @@ impl Plan {
         let mut entries = weights::weights(kind, types, shape, capacity, training);
         entries.extend(weights::adapters(kind, shape, adapters, trained));
 
-        let buffers = buffers::buffers(shape, capacity, kind.act(), training, kind.overlays());
+        let buffers = buffers::buffers(shape, capacity, kind, training);
         let alignment = kind.alignment();
         let layout = match kind.overlays() {
             true => layout::overlay(&buffers, alignment),
@@ -313,7 +313,7 @@ impl<D: Device> Planned<'_, D> {
         let width = buffer.dims.get(1).copied().unwrap_or(1);
         let made = self.plan.layout.offsets[index]
             .iter()
-            .map(|&offset| self.device.place(self.region, offset, buffer.elements()))
+            .map(|&offset| self.device.place(self.region, offset, buffer.reach()))
             .collect::<Result<_>>()?;
         Ok((made, width))
     }

@@ -93,7 +93,7 @@ pub fn weights(
     let packed = |bf16: bool| if bf16 { Dtype::Bf16 } else { Dtype::F32 };
     match kind {
         MemoryKind::Cuda => {
-            let elements = cuda::matrix_elements(v, h);
+            let elements = cuda::matrix_elements(v, h, 0);
             if shape.tie_word_embeddings {
                 out.push(entry("embedding = head", 1, &[v, h], Dtype::Bf16, elements));
             } else {
@@ -126,7 +126,8 @@ pub fn weights(
         let name = name_of(group);
         match kind {
             MemoryKind::Cuda => {
-                let elements = cuda::matrix_elements(outputs, inputs);
+                let lora = capacity.s_width[group as usize];
+                let elements = cuda::matrix_elements(outputs, inputs, lora);
                 out.push(entry(name, l, &[outputs, inputs], Dtype::Bf16, elements));
                 let biased = matches!(group, Group::Qkv | Group::O);
                 if shape.attention_bias && biased {

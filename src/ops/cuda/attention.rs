@@ -42,7 +42,8 @@ impl Attention for Cuda {
         lse: SliceMut<Self, f32>,
     ) -> Result<()> {
         let kernel = by_head_dim(shape, "attention_forward_64", "attention_forward_128")?;
-        let tiles = match out.len == batch.host.saved_rows * shape.q_width() {
+        let rows = qk.len / (shape.q_width() + shape.kv_width());
+        let tiles = match rows == batch.host.saved_rows {
             true => batch.saved_query_tiles,
             false => batch.query_tiles,
         };
@@ -58,6 +59,7 @@ impl Attention for Cuda {
                 .ptr("ranges", &batch.lists.ranges)
                 .ptr("out", &out)
                 .ptr("lse", &lse)
+                .u32("out_stride", out.stride(rows))
                 .u32("heads", shape.num_heads)
                 .u32("kv_heads", shape.num_kv_heads),
         )
@@ -76,7 +78,8 @@ impl Attention for Cuda {
         d_qk: SliceMut<Self, bf16>,
         d_qkv: SliceMut<Self, bf16>,
     ) -> Result<()> {
-        let count = batch.host.saved_rows * shape.num_heads;
+        let rows = batch.host.saved_rows;
+        let count = rows * shape.num_heads;
         let deltas = self.workspace(ctx, workspace_bytes(batch.host.saved_rows, shape))?;
         let kernel = by_head_dim(shape, "attention_delta_64", "attention_delta_128")?;
         self.launch(
@@ -85,7 +88,9 @@ impl Attention for Cuda {
                 .ptr("out", &out)
                 .ptr("d_out", &d_out)
                 .ptr("deltas", &deltas)
-                .u32("count", count),
+                .u32("count", count)
+                .u32("out_stride", out.stride(rows))
+                .u32("heads", shape.num_heads),
         )?;
         let kernel = by_head_dim(shape, "attention_backward_q_64", "attention_backward_q_128")?;
         let grid = [batch.saved_query_tiles as u32, shape.num_heads as u32, 1];
@@ -125,6 +130,7 @@ impl Attention for Cuda {
                 .ptr("users", &batch.lists.users)
                 .ptr("d_qk", &d_qk)
                 .ptr("d_qkv", &d_qkv)
+                .u32("d_qkv_stride", d_qkv.stride(rows))
                 .u32("heads", shape.num_heads)
                 .u32("kv_heads", shape.num_kv_heads),
         )

@@ -39,6 +39,7 @@ impl DecodeAttention for Cuda {
             group <= 16,
             "{group} query heads per KV head: the CUDA kernels take up to 16"
         );
+        let rows = qk.len / (shape.q_width() + shape.kv_width());
         let kernel = by_head_dim(shape, "decode_attention_64", "decode_attention_128")?;
         let paged = by_head_dim(shape, "attention_paged_64", "attention_paged_128")?;
         self.launch(
@@ -66,6 +67,7 @@ impl DecodeAttention for Cuda {
                     .ptr("segments", &batch.lists.segments)
                     .ptr("table", &batch.lists.pages)
                     .ptr("out", &out)
+                    .u32("out_stride", out.stride(rows))
                     .u32("heads", shape.num_heads)
                     .u32("kv_heads", shape.num_kv_heads),
             )?;
@@ -82,6 +84,7 @@ impl DecodeAttention for Cuda {
                     .ptr("segments", &batch.lists.segments)
                     .ptr("table", &batch.lists.pages)
                     .ptr("out", &out)
+                    .u32("out_stride", out.stride(rows))
                     .u32("heads", shape.num_heads)
                     .u32("kv_heads", shape.num_kv_heads),
             )?;

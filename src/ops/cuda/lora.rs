@@ -64,16 +64,40 @@ pub struct CudaAdapters {
     computes: Vec<Option<Compute>>,
     /// [`FactorEntry`] by layer, module and adapter.
     table: Option<CudaBuf<u32>>,
+    /// By adapter, which of all syncs it had last.
+    states: Vec<u64>,
+    /// How many syncs there were.
+    syncs: u64,
     /// Largest padded rank by group.
     widest: [usize; 4],
 }
 
 impl CudaAdapters {
     /// The table's entries of a group's first module in a layer.
-    fn factors(&self, layer: usize, group: Group) -> u64 {
+    pub(crate) fn factors(&self, layer: usize, group: Group) -> u64 {
         let place = layer * Module::ALL.len() + group.modules()[0] as usize;
         let bytes = place * self.computes.len() * size_of::<FactorEntry>();
         self.table.as_ref().map_or(0, |t| t.ptr()) + bytes as u64
+    }
+
+    /// How many adapters a table's row has.
+    pub(crate) fn len(&self) -> usize {
+        self.computes.len()
+    }
+
+    /// A number that no other adapter has, and this one only until it changes.
+    pub(crate) fn state(&self, id: AdapterId) -> u64 {
+        self.states[id.0 as usize]
+    }
+
+    /// Columns of s that an adapter has in a group of a layer.
+    pub(crate) fn columns(&self, id: AdapterId, layer: usize, group: Group) -> usize {
+        let Some(Some(compute)) = self.computes.get(id.0 as usize) else {
+            return 0;
+        };
+        let modules = group.modules().iter();
+        let factor = |&m: &Module| compute.factors[layer * Module::ALL.len() + m as usize];
+        modules.map(|m| factor(m).r_padded as usize).sum()
     }
 }
 
@@ -135,7 +159,7 @@ fn place(layer: usize, group: Group) -> u64 {
 }
 
 /// Last columns of up to three parts.
-fn ends(parts: &[usize]) -> [usize; 3] {
+pub(super) fn ends(parts: &[usize]) -> [usize; 3] {
     let mut ends = [0; 3];
     let mut sum = 0;
     for (i, end) in ends.iter_mut().enumerate() {
@@ -174,7 +198,7 @@ impl Cuda {
                 .ptr("tiles", &batch.lists.adapter_tiles)
                 .ptr("y", &y)
                 .u32("total", weight.outputs)
-                .u32("s_width", call.s_width)
+                .u32("s_stride", call.s.stride(rows))
                 .u32("end0", end0)
                 .u32("end1", end1)
                 .u32("end2", end2),
@@ -204,7 +228,7 @@ impl Cuda {
                 .ptr("tiles", &batch.lists.adapter_tiles)
                 .ptr("dx", &dx)
                 .u32("inputs", weight.inputs)
-                .u32("s_width", call.s_width)
+                .u32("s_stride", call.s.stride(rows))
                 .ptr("keys", &batch.lists.dropout_keys)
                 .u64("place", place(call.layer, call.group))
                 .f32("p", dropout_p(batch)),
@@ -220,6 +244,8 @@ impl Lora for Cuda {
             shape: shape.clone(),
             computes: Vec::new(),
             table: None,
+            states: Vec::new(),
+            syncs: 0,
             widest: [0; 4],
         })
     }
@@ -235,7 +261,10 @@ impl Lora for Cuda {
         let index = id.0 as usize;
         if adapters.computes.len() <= index {
             adapters.computes.resize_with(index + 1, || None);
+            adapters.states.resize(index + 1, 0);
         }
+        adapters.syncs += 1;
+        adapters.states[index] = adapters.syncs;
         if adapters.computes[index].is_none() {
             adapters.computes[index] = Some(self.new_compute(ctx, &adapters.shape, layout)?);
             self.rebuild_table(ctx, adapters)?;
@@ -261,7 +290,6 @@ impl Lora for Cuda {
         group: Group,
         x: Slice<Self, bf16>,
         s: SliceMut<Self, bf16>,
-        s_width: usize,
     ) -> Result<()> {
         let widest = adapters.widest[group as usize];
         let n = columns(widest);
@@ -285,7 +313,8 @@ impl Lora for Cuda {
             .ptr("tiles", &batch.lists.adapter_tiles)
             .ptr("s", &s)
             .u32("inputs", group.inputs(&adapters.shape))
-            .u32("s_width", s_width);
+            .u32("x_stride", x.stride(rows))
+            .u32("s_stride", s.stride(rows));
         if dropout {
             launch = launch
                 .ptr("keys", &batch.lists.dropout_keys)
@@ -305,7 +334,6 @@ impl Lora for Cuda {
         group: Group,
         dy: Slice<Self, bf16>,
         ds: SliceMut<Self, bf16>,
-        s_width: usize,
     ) -> Result<()> {
         let widest = adapters.widest[group as usize];
         let n = columns(widest);
@@ -329,8 +357,8 @@ impl Lora for Cuda {
                 .u32("adapters", adapters.computes.len())
                 .ptr("tiles", &batch.lists.adapter_tiles)
                 .ptr("ds", &ds)
-                .u32("total", widths.iter().sum())
-                .u32("s_width", s_width)
+                .u32("dy_stride", dy.stride(rows))
+                .u32("s_stride", ds.stride(rows))
                 .u32("end0", end0)
                 .u32("end1", end1)
                 .u32("end2", end2),
@@ -349,23 +377,22 @@ impl Lora for Cuda {
         s: Slice<Self, bf16>,
         dy: Slice<Self, bf16>,
         ds: Slice<Self, bf16>,
-        s_width: usize,
         grads: SliceMut<Self, f32>,
     ) -> Result<()> {
         if rows == 0 {
             return Ok(());
         }
         let widths = group.outputs(layout.shape());
-        let total: usize = widths.iter().sum();
         let inputs = group.inputs(layout.shape());
         let (mut offset, mut first) = (0u64, 0u64);
         for (part, &module) in group.modules().iter().enumerate() {
             if let Some(f) = layout.factor(layer, module) {
                 let a = Gradient {
                     wide: x.address(),
-                    wide_ld: inputs,
+                    wide_ld: x.stride(rows),
                     width: inputs,
                     narrow: ds.address() + 2 * offset,
+                    narrow_ld: ds.stride(rows),
                     r: f.r,
                     grad: grads.address() + 4 * f.a as u64,
                     transposed: true,
@@ -373,16 +400,17 @@ impl Lora for Cuda {
                 };
                 let b = Gradient {
                     wide: dy.address() + 2 * first,
-                    wide_ld: total,
+                    wide_ld: dy.stride(rows),
                     width: widths[part],
                     narrow: s.address() + 2 * offset,
+                    narrow_ld: s.stride(rows),
                     grad: grads.address() + 4 * f.b as u64,
                     transposed: false,
                     place: None,
                     ..a
                 };
-                self.lora_gradient(ctx, batch, rows, s_width, &a)?;
-                self.lora_gradient(ctx, batch, rows, s_width, &b)?;
+                self.lora_gradient(ctx, batch, rows, &a)?;
+                self.lora_gradient(ctx, batch, rows, &b)?;
                 offset += f.r.next_multiple_of(16) as u64;
             }
             first += widths[part] as u64;
@@ -398,6 +426,7 @@ struct Gradient {
     wide_ld: usize,
     width: usize,
     narrow: u64,
+    narrow_ld: usize,
     r: usize,
     grad: u64,
     /// Stored `[r, width]` (A), else `[width, r]` (B).
@@ -412,7 +441,6 @@ impl Cuda {
         ctx: &Ctx<Self>,
         batch: &CudaBatch,
         rows: usize,
-        s_width: usize,
         g: &Gradient,
     ) -> Result<()> {
         let r_padded = g.r.next_multiple_of(16);
@@ -439,7 +467,7 @@ impl Cuda {
                 .u32("wide_ld", g.wide_ld)
                 .u32("width", g.width)
                 .ptr("narrow", &g.narrow)
-                .u32("narrow_ld", s_width)
+                .u32("narrow_ld", g.narrow_ld)
                 .u32("r", g.r)
                 .u32("r_padded", r_padded)
                 .ptr("grad", &g.grad)
