@@ -189,15 +189,16 @@ DEVICE void shrink(const bf16* left, size_t left_ld, const bf16* right, size_t r
   }
 }
 
-// Grid (tiles, parts, column blocks of N). `place` names layer and group for
-// dropout; the part is added to it.
+// Grid (column blocks of N, parts, tiles): blocks that read the same rows of x
+// are neighbours, so that it comes from memory once. `place` names layer and
+// group for dropout; the part is added to it.
 template <int N, bool DROPOUT>
 DEVICE void shrink_forward(const bf16* x, const LoraFactor* factors, uint32_t adapters, const AdapterTile* tiles,
                            bf16* s, uint32_t inputs, uint32_t x_stride, uint32_t s_stride, const uint64_t* keys,
                            uint64_t place, float p) {
-  const AdapterTile tile = tiles[blockIdx.x];
+  const AdapterTile tile = tiles[blockIdx.z];
   const LoraFactor f = factor_of(factors, adapters, blockIdx.y, tile.adapter);
-  const uint32_t first = blockIdx.z * N;
+  const uint32_t first = blockIdx.x * N;
   if (f.a == nullptr || first >= f.r_padded) return;
   shrink<N, false, DROPOUT>(x, x_stride, f.a + size_t(first) * inputs, inputs, min(f.r_padded - first, uint32_t(N)),
                             inputs, tile, f.scale, s + f.s_column + first, s_stride, keys, place + blockIdx.y, p);
@@ -219,9 +220,9 @@ DEVICE void shrink_forward(const bf16* x, const LoraFactor* factors, uint32_t ad
   KERNEL void LAUNCH_BOUNDS(128) lora_shrink_backward_##N(                                                     \
       const bf16* dy, const LoraFactor* factors, uint32_t adapters, const AdapterTile* tiles, bf16* ds,        \
       uint32_t dy_stride, uint32_t s_stride, uint32_t end0, uint32_t end1, uint32_t end2) {                    \
-    const AdapterTile tile = tiles[blockIdx.x];                                                                \
+    const AdapterTile tile = tiles[blockIdx.z];                                                                \
     const LoraFactor f = factor_of(factors, adapters, blockIdx.y, tile.adapter);                               \
-    const uint32_t first = blockIdx.z * N;                                                                     \
+    const uint32_t first = blockIdx.x * N;                                                                     \
     if (f.b == nullptr || first >= f.r_padded) return;                                                         \
     const uint32_t start = blockIdx.y == 0 ? 0 : blockIdx.y == 1 ? end0 : end1;                                \
     const uint32_t end = blockIdx.y == 0 ? end0 : blockIdx.y == 1 ? end1 : end2;                               \

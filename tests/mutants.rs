@@ -147,6 +147,12 @@ fn planted_faults_are_caught() {
             "const bf16* d_act, const bf16* gate_up,",
         ),
         (
+            "factors over another part's",
+            "lora",
+            "outputs + f.s_column + row",
+            "outputs + row",
+        ),
+        (
             "a sum that loses a part",
             "logprob",
             "w < kThreads / WARP",

@@ -3,9 +3,11 @@
 #
 #   tools/gpu_check.sh build        here: release test and arca binaries, stripped, into gpu-check/
 #   tools/gpu_check.sh run [FAST]   there: tests, sanitizers, kernel table, one summary at the end
+#   tools/gpu_check.sh measure      there: updates at 0.6b, 1.7b and 4b with a profile, and against
+#                                   transformers + peft where they are installed
 #
 # Carry the checkout (tests/fixtures and assets are read at run time) with
-# gpu-check/. `run` takes under ten minutes; with FAST it leaves the sanitizers
+# gpu-check/. Each takes under ten minutes; with FAST `run` leaves the sanitizers
 # out. Results are written to $OUT, or gpu-check/out.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -72,13 +74,47 @@ part() {
     fi
 }
 
-run() {
+prepare() {
     out=${OUT:-$dir/out}
     mkdir -p "$out"
     local cublas
     cublas=$(find_cublas)
     export LD_LIBRARY_PATH="$cublas${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}" REQUIRE_CUDA=1
     nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader | tee "$out/device.txt"
+}
+
+finish() {
+    printf '\n'
+    printf '%s\n' "${summary[@]}"
+    echo "$failures of ${#summary[@]} parts failed"
+    ((failures == 0))
+}
+
+measure() {
+    prepare
+    local shape
+    for shape in 0.6b 1.7b 4b; do
+        part "update $shape" 90 "$dir/arca" bench update --shape "$shape" --device cuda --json \
+            --profile-steps 2:3 --out "$out/trace-$shape.json"
+        echo
+        echo "== update $shape"
+        grep -vE '^\{' "$out/update-$shape.log" | head -60
+    done
+    # What LoRA costs is what is missing without it at a rank of next to nothing.
+    for r in 1 64; do
+        part "update 1.7b r $r" 60 "$dir/arca" bench update --shape 1.7b --device cuda --json --lora-r "$r"
+    done
+    if python3 -c 'import torch, transformers, peft' 2>/dev/null; then
+        part "against peft" 240 python3 tools/baseline_update.py --shape 1.7b --device cuda --micro 4 \
+            --peers eager --rounds 3 --arca "$dir/arca" --out "$out" \
+            --venv "$(python3 -c 'import sys; print(sys.prefix)')"
+        cat "$out/against-peft.log"
+    fi
+    finish
+}
+
+run() {
+    prepare
     part "all tests" 240 "$dir/tests"
     part "unit tests" 60 "$dir/units"
     part "train two steps" 60 "$dir/arca" train --device cuda --run "$out/run" --set train.steps=2 --set eval.limit=8
@@ -97,17 +133,15 @@ for line in open(sys.argv[1]):
         r = json.loads(line)
         print(f'{r["shape"][:9]:9} {r["op"]:28} {r["microseconds"]:10.1f} us {r["tflops_per_second"]:8.1f} TFLOP/s {r["gigabytes_per_second"]:8.0f} GB/s {100 * r["share_of_roof"]:6.1f} %')
 PYTHON
-    printf '\n'
-    printf '%s\n' "${summary[@]}"
-    echo "$failures of ${#summary[@]} parts failed"
-    ((failures == 0))
+    finish
 }
 
 case ${1:-} in
 build) build ;;
 run) run "${2:-}" ;;
+measure) measure ;;
 *)
-    sed -n '2,11s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+    sed -n '2,13s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
     exit 2
     ;;
 esac

@@ -19,7 +19,7 @@ use crate::rng::{Purpose, stream_key};
 use crate::train::checkpoint::{self, RunState};
 use crate::train::evaluate::EvalRow;
 use crate::train::metrics::{Metrics, MetricsWriter};
-use crate::train::optimizer::{Optimizer, learning_rate};
+use crate::train::optimizer::{Gradients, Optimizer, learning_rate};
 use crate::train::run_dir::{RunDir, replace_dir, write_atomic};
 use crate::train::session::Session;
 use crate::train::step::{Asker, Sampled};
@@ -89,7 +89,9 @@ pub enum Beginning {
 }
 
 impl<D: HalfLayers> Arm<D> {
-    /// With `problems` to train on. A word for the user is left in `reports`.
+    /// With `problems` to train on, and gradients that all arms share. A word
+    /// for the user is left in `reports`.
+    #[allow(clippy::too_many_arguments)]
     pub fn open(
         session: &mut Session<D>,
         plan: ArmPlan,
@@ -97,12 +99,14 @@ impl<D: HalfLayers> Arm<D> {
         problems: usize,
         dir: RunDir,
         beginning: Beginning,
+        gradients: &Gradients<D>,
         reports: &mut Vec<String>,
     ) -> Result<Self> {
         let ArmPlan { name, config } = plan;
         let adapter = updater.adapter;
         let layout = session.engine.adapter(adapter).layout.clone();
-        let mut optimizer = Optimizer::new(&session.engine.device, &layout, &config.optimizer)?;
+        let device = &session.engine.device;
+        let mut optimizer = Optimizer::sharing(device, &layout, &config.optimizer, gradients)?;
         let seed = config.train.seed;
         let mut state = RunState::default();
         let mut order = DataOrder::new(problems, seed)?;

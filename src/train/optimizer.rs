@@ -1,6 +1,7 @@
 //! AdamW on one adapter: state, schedule, clipping, and its file.
 
 use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, Result, ensure};
 use safetensors::tensor::{Dtype, TensorView};
@@ -18,10 +19,31 @@ use crate::ops::adamw::AdamWStep;
 use crate::ops::cost::{self, Cost};
 use crate::profile::{self, op};
 
-/// Gradients and moments of one adapter, on the device.
+/// Where gradients are summed. Adapters that are updated one after another
+/// share it: each zeroes it before its update and is done with it after its step.
+pub struct Gradients<D: HalfLayers>(Arc<Mutex<D::Buf<f32>>>);
+
+impl<D: HalfLayers> Gradients<D> {
+    /// Room for the gradients of each of these adapters in turn.
+    pub fn new<'a>(
+        device: &D,
+        layouts: impl IntoIterator<Item = &'a AdapterLayout>,
+    ) -> Result<Self> {
+        let longest = layouts.into_iter().map(AdapterLayout::len).max();
+        let buf = device.alloc_for(Role::Adapters, longest.unwrap_or(0))?;
+        Ok(Gradients(Arc::new(Mutex::new(buf))))
+    }
+
+    /// The buffer. No two adapters are updated at once, so nobody waits.
+    pub fn lock(&self) -> MutexGuard<'_, D::Buf<f32>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// AdamW's state for one adapter, on the device.
 pub struct Optimizer<D: HalfLayers> {
     config: OptimizerConfig,
-    pub grads: D::Buf<f32>,
+    pub gradients: Gradients<D>,
     m: D::Buf<f32>,
     v: D::Buf<f32>,
     /// Steps taken.
@@ -37,10 +59,22 @@ pub struct Moments {
 }
 
 impl<D: HalfLayers> Optimizer<D> {
+    /// With gradients of its own.
     pub fn new(device: &D, layout: &AdapterLayout, config: &OptimizerConfig) -> Result<Self> {
+        let gradients = Gradients::new(device, [layout])?;
+        Optimizer::sharing(device, layout, config, &gradients)
+    }
+
+    /// With gradients that other adapters use in their turn.
+    pub fn sharing(
+        device: &D,
+        layout: &AdapterLayout,
+        config: &OptimizerConfig,
+        gradients: &Gradients<D>,
+    ) -> Result<Self> {
         Ok(Optimizer {
             config: config.clone(),
-            grads: device.alloc_for(Role::Adapters, layout.len())?,
+            gradients: Gradients(gradients.0.clone()),
             m: device.alloc_for(Role::Adapters, layout.len())?,
             v: device.alloc_for(Role::Adapters, layout.len())?,
             step: 0,
@@ -56,13 +90,14 @@ impl<D: HalfLayers> Optimizer<D> {
             &ctx,
             "zero",
             || Cost::of_bytes(4 * n),
-            || device.zero(&ctx, slice_mut(&mut self.grads, n)),
+            || device.zero(&ctx, slice_mut(&mut *self.gradients.lock(), n)),
         )
     }
 
     /// Global L2 norm of the gradients, before clipping.
     pub fn grad_norm(&self, engine: &Engine<D>) -> Result<f64> {
-        let grads = slice(&self.grads, self.layout.len());
+        let gradients = self.gradients.lock();
+        let grads = slice(&*gradients, self.layout.len());
         let (device, ctx) = (&engine.device, engine.ctx());
         let cost = || cost::squared_norm(grads.len);
         let squared = op(device, &ctx, "squared_norm", cost, || {
@@ -102,7 +137,8 @@ impl<D: HalfLayers> Optimizer<D> {
             clip: clip as f32,
         };
         let n = self.layout.len();
-        let (grads, m, v) = (&self.grads, &mut self.m, &mut self.v);
+        let (m, v) = (&mut self.m, &mut self.v);
+        let gradients = self.gradients.lock();
         engine.update_params(adapter, |device: &D, ctx: &Ctx<D>, params| {
             op(
                 device,
@@ -113,7 +149,7 @@ impl<D: HalfLayers> Optimizer<D> {
                     device.adamw(
                         ctx,
                         &step,
-                        slice(grads, n),
+                        slice(&*gradients, n),
                         slice_mut(params, n),
                         slice_mut(m, n),
                         slice_mut(v, n),
@@ -127,7 +163,7 @@ impl<D: HalfLayers> Optimizer<D> {
 
     /// The gradients on the host, in the layout's order.
     pub fn download_grads(&self, engine: &Engine<D>) -> Result<Vec<f32>> {
-        download(engine, &self.grads, self.layout.len())
+        download(engine, &*self.gradients.lock(), self.layout.len())
     }
 
     pub fn moments(&self, engine: &Engine<D>) -> Result<Moments> {

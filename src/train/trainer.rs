@@ -19,6 +19,7 @@ use crate::tokenizer::Tokenizer;
 use crate::train::arm::{Arm, ArmPlan, Beginning};
 use crate::train::evaluate::{Evaluated, Subject, evaluate};
 use crate::train::interrupt::Interrupt;
+use crate::train::optimizer::Gradients;
 use crate::train::progress::StepLine;
 use crate::train::run_dir::RunDir;
 use crate::train::session::{AdapterSource, Demand, Session, kv_pages, model_dir};
@@ -112,6 +113,8 @@ impl<D: HalfLayers> Trainer<D> {
         };
         let mut session = Session::open(device, &config, &dir, &demand, adapters)?;
 
+        let trained = (0..plans.len()).map(|i| &session.engine.adapter(AdapterId(i as u32)).layout);
+        let gradients = Gradients::new(&session.engine.device, trained)?;
         let mut arms = Vec::with_capacity(plans.len());
         let parts = plans.into_iter().zip(references).zip(demands);
         for (i, (((plan, reference), demand), folder)) in parts.zip(folders()?).enumerate() {
@@ -126,6 +129,7 @@ impl<D: HalfLayers> Trainer<D> {
                 problems,
                 dir,
                 beginning,
+                &gradients,
                 &mut reports,
             )?);
         }

@@ -272,7 +272,8 @@ impl Updater {
                 stats.loss_stats.merge(&loss.stats);
             }
             let (start, range) = (Instant::now(), profile::phase("backward"));
-            engine.backward(self.adapter, &coefficients, &mut optimizer.grads)?;
+            let gradients = &mut *optimizer.gradients.lock();
+            engine.backward(self.adapter, &coefficients, gradients)?;
             // Else what comes next would seem to take the backward's time.
             engine.device.wait(&engine.ctx())?;
             drop(range);

@@ -407,6 +407,47 @@ fn one_adapter<D: Ops>(on: &On<D>) {
     }
 }
 
+/// Which launches LoRA's part of a group costs beside shrinks: the factors are
+/// put beside a weight once, and nothing reads a finished output again, unless
+/// several adapters or a mask of dropout stand between.
+#[cfg(feature = "emulator")]
+#[test]
+fn lora_is_part_of_the_product() {
+    use arca::device::cuda::Cuda;
+    use arca::device::cuda::emulator::EmulatorSettings;
+    let on = On::new(Cuda::emulator(EmulatorSettings::default()).unwrap());
+    let shape = model(80, 48);
+    let targets = [(1, Module::Gate, 4), (1, Module::Up, 20)];
+    let layouts = [layout(&shape, &targets), layout(&shape, &targets)];
+    let launched = |bed: &Bed<Cuda>, matrix| {
+        on.device.kernel_stats();
+        bed.pass_with(matrix);
+        let mut names: Vec<&str> = on.device.kernel_stats().unwrap().into_keys().collect();
+        names.retain(|n| !n.starts_with("lora_shrink"));
+        names
+    };
+    let group = Group::GateUp;
+    let mut batch = Batch::default();
+    batch.push_segment(&[0; 40], &[], Some(AdapterId(1)));
+    batch.push_segment(&[0; 9], &[], None);
+    let mut bed = Bed::new(&on, &shape, &layouts, &batch, group);
+    let separate = ["lora_expand", "lora_expand_backward"];
+    let matrix = bed.matrix();
+    assert_eq!(launched(&bed, &matrix), separate);
+    bed.joined = true;
+    let matrix = bed.matrix();
+    assert_eq!(launched(&bed, &matrix), ["lora_place"]);
+    assert_eq!(launched(&bed, &matrix), [""; 0]);
+    let mut masked = batch.clone();
+    dropout(&mut masked);
+    bed.batch = on.batch(&masked);
+    assert_eq!(launched(&bed, &matrix), ["lora_expand_backward"]);
+    batch.push_segment(&[0; 3], &[], Some(AdapterId(0)));
+    bed.batch = on.batch(&batch);
+    bed.rows = batch.rows();
+    assert_eq!(launched(&bed, &matrix), separate);
+}
+
 fn ranks<D: Ops>(on: &On<D>) {
     let shape = model(144, 32);
     for (r, rows) in [(1, 1), (4, 63), (8, 64), (16, 65), (64, 5), (128, 33)] {

@@ -225,7 +225,6 @@ pub fn adapters(
                 1 => String::new(),
                 _ => format!("adapter {i}: "),
             };
-            add(format!("{of}gradients"), "update", vec![n], Dtype::F32);
             add(
                 format!("{of}AdamW moments"),
                 "update",
@@ -233,6 +232,14 @@ pub fn adapters(
                 Dtype::F32,
             );
         }
+    }
+    // They are updated one after another, and share it.
+    if let Some(longest) = layouts[..trained.min(layouts.len())]
+        .iter()
+        .map(AdapterLayout::len)
+        .max()
+    {
+        add("gradients".to_string(), "update", vec![longest], Dtype::F32);
     }
     out
 }

@@ -301,9 +301,9 @@ impl Lora for Cuda {
             (_, true) => "lora_shrink_dropout_64",
         };
         let grid = [
-            batch.adapter_tiles(rows) as u32,
-            group.modules().len() as u32,
             widest.div_ceil(n) as u32,
+            group.modules().len() as u32,
+            batch.adapter_tiles(rows) as u32,
         ];
         let mut launch = Launch::new(kernel, grid, 128)
             .shared(tiles_bytes(n))
@@ -344,9 +344,9 @@ impl Lora for Cuda {
             _ => "lora_shrink_backward_64",
         };
         let grid = [
-            batch.adapter_tiles(rows) as u32,
-            widths.len() as u32,
             widest.div_ceil(n) as u32,
+            widths.len() as u32,
+            batch.adapter_tiles(rows) as u32,
         ];
         self.launch(
             ctx,
