@@ -4,7 +4,7 @@
 // n = bf16(bf16(x * rstd) * weight), and the pairs (i, i + D / 2) of n are
 // rotated by the angle whose cos and sin the tables hold by position
 // ([positions, D / 2] f32). Backward: overwrites the q and k columns of d_qkv
-// from d_qk. Head dimensions D are 64 and 128.
+// from d_qk; its rows are d_stride elements apart. Head dimensions D are 64 and 128.
 //
 // One warp per head of a row: lane l holds elements 2 l (+ 64) and their
 // partners, so that a pair is within one lane. Forward: 9 FLOPs an element of
@@ -68,7 +68,7 @@ DEVICE void forward(const bf16* qkv, const uint32_t* positions, const float* q_w
 template <int D>
 DEVICE void backward(const bf16* qkv, const bf16* d_qk, const uint32_t* positions, const float* q_weight,
                      const float* k_weight, const float* cos, const float* sin, bf16* d_qkv, uint32_t rows,
-                     uint32_t heads, uint32_t kv_heads, float eps) {
+                     uint32_t heads, uint32_t kv_heads, uint32_t d_stride, float eps) {
   const uint32_t per_row = heads + kv_heads;
   const size_t task = (size_t(blockIdx.x) * blockDim.x + threadIdx.x) / WARP;
   if (task >= size_t(rows) * per_row) return;
@@ -95,7 +95,7 @@ DEVICE void backward(const bf16* qkv, const bf16* d_qk, const uint32_t* position
     d.low[j] = d.low[j] * rstd - x.low[j] * scale;
     d.high[j] = d.high[j] * rstd - x.high[j] * scale;
   }
-  d.write(d_qkv + at);
+  d.write(d_qkv + row * d_stride + size_t(head) * D);
 }
 
 #define QKNORM_ROPE(D)                                                                                   \
@@ -109,8 +109,9 @@ DEVICE void backward(const bf16* qkv, const bf16* d_qk, const uint32_t* position
   KERNEL void LAUNCH_BOUNDS(256) qknorm_rope_backward_##D(                                               \
       const bf16* qkv, const bf16* d_qk, const uint32_t* positions, const float* q_weight,               \
       const float* k_weight, const float* cos, const float* sin, bf16* d_qkv, uint32_t rows,             \
-      uint32_t heads, uint32_t kv_heads, float eps) {                                                    \
-    backward<D>(qkv, d_qk, positions, q_weight, k_weight, cos, sin, d_qkv, rows, heads, kv_heads, eps);  \
+      uint32_t heads, uint32_t kv_heads, uint32_t d_stride, float eps) {                                 \
+    backward<D>(qkv, d_qk, positions, q_weight, k_weight, cos, sin, d_qkv, rows, heads, kv_heads,        \
+                d_stride, eps);                                                                          \
   }                                                                                                      \
   KERNEL_EXPORT(qknorm_rope_backward_##D)
 

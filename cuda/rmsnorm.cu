@@ -5,7 +5,7 @@
 // rstd = 1 / sqrt(mean(h^2) + eps) and x = bf16(h * rstd) * weight. R is the
 // residual stream's type, x and y are bf16, weight and rstd f32.
 // Backward: dh += dx * weight * rstd - h * rstd^3 * mean(dx * weight * h), f32,
-// and dy = bf16(dh).
+// and dy = bf16(dh). Rows of x and of dy are x_stride and dy_stride elements apart.
 //
 // One block of 256 per row; a row of up to 4096 stays in registers between the
 // two passes, longer ones are read twice. Sums run in a fixed tree.
@@ -30,8 +30,8 @@ DEVICE float block_sum(float x) {
 
 template <typename R>
 DEVICE void forward(const R* previous, const bf16* y, R* h, const float* weight, bf16* x, float* rstd,
-                    uint32_t hidden, float eps) {
-  const size_t base = size_t(blockIdx.x) * hidden;
+                    uint32_t hidden, uint32_t x_stride, float eps) {
+  const size_t base = size_t(blockIdx.x) * hidden, x_base = size_t(blockIdx.x) * x_stride;
   float kept[kKept][8];
   float sum = 0;
   int slot = 0;
@@ -65,14 +65,14 @@ DEVICE void forward(const R* previous, const bf16* y, R* h, const float* weight,
     }
     load8(w, weight + i);
     for (int j = 0; j < 8; j++) v[j] = round_bf16(v[j] * scale) * w[j];
-    store8(x + base + i, v);
+    store8(x + x_base + i, v);
   }
 }
 
 template <typename R>
 DEVICE void backward(const R* h, const float* weight, const float* rstd, const bf16* dx, float* dh, bf16* dy,
-                     uint32_t hidden) {
-  const size_t base = size_t(blockIdx.x) * hidden;
+                     uint32_t hidden, uint32_t dy_stride) {
+  const size_t base = size_t(blockIdx.x) * hidden, dy_base = size_t(blockIdx.x) * dy_stride;
   const float scale = rstd[blockIdx.x];
   float dot = 0;
   for (uint32_t i = threadIdx.x * 8; i < hidden; i += kThreads * 8) {
@@ -92,34 +92,34 @@ DEVICE void backward(const R* h, const float* weight, const float* rstd, const b
     load8(g, dh + base + i);
     for (int j = 0; j < 8; j++) g[j] += d[j] * w[j] * scale - v[j] * c;
     store8(dh + base + i, g);
-    store8(dy + base + i, g);
+    store8(dy + dy_base + i, g);
   }
 }
 
 KERNEL void LAUNCH_BOUNDS(256)
 rmsnorm_forward_bf16(const bf16* previous, const bf16* y, bf16* h, const float* weight, bf16* x,
-                     float* rstd, uint32_t hidden, float eps) {
-  forward(previous, y, h, weight, x, rstd, hidden, eps);
+                     float* rstd, uint32_t hidden, uint32_t x_stride, float eps) {
+  forward(previous, y, h, weight, x, rstd, hidden, x_stride, eps);
 }
 KERNEL_EXPORT(rmsnorm_forward_bf16)
 
 KERNEL void LAUNCH_BOUNDS(256)
 rmsnorm_forward_f32(const float* previous, const bf16* y, float* h, const float* weight, bf16* x,
-                    float* rstd, uint32_t hidden, float eps) {
-  forward(previous, y, h, weight, x, rstd, hidden, eps);
+                    float* rstd, uint32_t hidden, uint32_t x_stride, float eps) {
+  forward(previous, y, h, weight, x, rstd, hidden, x_stride, eps);
 }
 KERNEL_EXPORT(rmsnorm_forward_f32)
 
 KERNEL void LAUNCH_BOUNDS(256)
 rmsnorm_backward_bf16(const bf16* h, const float* weight, const float* rstd, const bf16* dx, float* dh,
-                      bf16* dy, uint32_t hidden) {
-  backward(h, weight, rstd, dx, dh, dy, hidden);
+                      bf16* dy, uint32_t hidden, uint32_t dy_stride) {
+  backward(h, weight, rstd, dx, dh, dy, hidden, dy_stride);
 }
 KERNEL_EXPORT(rmsnorm_backward_bf16)
 
 KERNEL void LAUNCH_BOUNDS(256)
 rmsnorm_backward_f32(const float* h, const float* weight, const float* rstd, const bf16* dx, float* dh,
-                     bf16* dy, uint32_t hidden) {
-  backward(h, weight, rstd, dx, dh, dy, hidden);
+                     bf16* dy, uint32_t hidden, uint32_t dy_stride) {
+  backward(h, weight, rstd, dx, dh, dy, hidden, dy_stride);
 }
 KERNEL_EXPORT(rmsnorm_backward_f32)

@@ -72,7 +72,9 @@ pub trait QkNormRope: Device {
         qk: SliceMut<Self, Self::Act>,
     ) -> Result<()>;
 
-    /// Overwrites the q and k columns of d_qkv from d_qk.
+    /// Overwrites the q and k columns of d_qkv from d_qk. On CUDA rows of d_qkv
+    /// may be wider than q | k | v: their stride, a multiple of 8, is
+    /// `d_qkv.stride(rows)`.
     #[allow(clippy::too_many_arguments)]
     fn qknorm_rope_backward(
         &self,

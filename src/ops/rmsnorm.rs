@@ -22,7 +22,8 @@ pub type ResidualAdd<'a, D, R> = (Slice<'a, D, R>, Slice<'a, D, <D as Device>::A
 pub trait RmsNorm: Device {
     /// With `add = Some((previous, y))` first writes h = previous + y, else
     /// reads h as it is; then writes x and rstd. `R` is the residual stream's
-    /// type; `weight` is f32 `[hidden]`.
+    /// type; `weight` is f32 `[hidden]`. On CUDA rows of x may be wider than
+    /// `hidden`: the op finds their stride, a multiple of 8, by `x.stride(rows)`.
     #[allow(clippy::too_many_arguments)]
     fn rmsnorm_forward<R: Float>(
         &self,
@@ -37,7 +38,8 @@ pub trait RmsNorm: Device {
 
     /// dh += d rmsnorm(h) / d h applied to dx (the residual path's own share is
     /// what `dh` holds on entry), and dy = dh rounded: the gradient of what
-    /// was added to the stream before this norm.
+    /// was added to the stream before this norm. On CUDA rows of dy may be
+    /// wider than `hidden`, as x's may.
     #[allow(clippy::too_many_arguments)]
     fn rmsnorm_backward<R: Float>(
         &self,

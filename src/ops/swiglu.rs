@@ -8,6 +8,8 @@ use crate::device::{Ctx, Device, Float, Slice, SliceMut};
 
 pub trait SwiGlu: Device {
     /// act `[rows, width]` = silu(gate) * up from gate_up `[rows, 2 width]`.
+    /// On CUDA rows of act may be wider: their stride, a multiple of 8, is
+    /// `act.stride(rows)`.
     fn swiglu_forward(
         &self,
         ctx: &Ctx<Self>,
@@ -18,6 +20,7 @@ pub trait SwiGlu: Device {
     ) -> Result<()>;
 
     /// d_gate_up `[rows, 2 width]`, overwritten, from d_act `[rows, width]`.
+    /// On CUDA rows of d_gate_up may be wider, as act's may.
     fn swiglu_backward(
         &self,
         ctx: &Ctx<Self>,

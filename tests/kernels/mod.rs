@@ -44,24 +44,42 @@ macro_rules! test_device {
                 ));
             }
 
-            #[cfg(feature = "emulator")]
-            #[test]
-            fn emulator() {
-                for device in crate::kernels::emulators() {
-                    super::$name(&crate::kernels::On::new(device));
-                }
-            }
-
-            #[test]
-            fn cuda() {
-                if let Some(device) = crate::kernels::gpu() {
-                    super::$name(&crate::kernels::On::new(device));
-                }
-            }
+            crate::kernels::on_cuda!($name);
         }
     };
 }
 pub(crate) use test_device;
+
+/// The same for a body of the kernels alone, `fn body(on: &On<Cuda>)`.
+macro_rules! test_cuda {
+    ($name:ident) => {
+        mod $name {
+            crate::kernels::on_cuda!($name);
+        }
+    };
+}
+pub(crate) use test_cuda;
+
+/// The stamps of a body for the emulator and a GPU.
+macro_rules! on_cuda {
+    ($name:ident) => {
+        #[cfg(feature = "emulator")]
+        #[test]
+        fn emulator() {
+            for device in crate::kernels::emulators() {
+                super::$name(&crate::kernels::On::new(device));
+            }
+        }
+
+        #[test]
+        fn cuda() {
+            if let Some(device) = crate::kernels::gpu() {
+                super::$name(&crate::kernels::On::new(device));
+            }
+        }
+    };
+}
+pub(crate) use on_cuda;
 
 /// The emulator under each schedule that tests run: the fast build in four
 /// orders of execution, the checked one in two.
@@ -225,6 +243,30 @@ pub fn random(n: usize, seed: u64) -> Vec<f32> {
     (0..n)
         .map(|_| bf16::from_f32(2.0 * stream.unit() - 1.0).to_f32())
         .collect()
+}
+
+/// Elements behind each row of a tensor with wide rows: a multiple of 8 that is
+/// none of 16.
+pub const ROOM: usize = 24;
+
+/// Rows of `width` with `room` NaN behind each.
+pub fn widen(values: &[f32], width: usize, room: usize) -> Vec<f32> {
+    values
+        .chunks_exact(width)
+        .flat_map(|row| row.iter().copied().chain(vec![f32::NAN; room]))
+        .collect()
+}
+
+/// What [`widen`] took; the room behind the rows must be as it left it.
+#[track_caller]
+pub fn narrow(values: &[f32], width: usize, room: usize) -> Vec<f32> {
+    let rows = values.chunks_exact(width + room);
+    assert!(
+        rows.clone()
+            .all(|row| row[width..].iter().all(|x| x.is_nan())),
+        "the room behind rows of {width} was written"
+    );
+    rows.flat_map(|row| &row[..width]).copied().collect()
 }
 
 /// A shape of which only attention's sizes matter.

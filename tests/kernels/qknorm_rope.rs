@@ -1,13 +1,17 @@
 //! Guards the kernels of `cuda/qknorm_rope.cu`.
 
+use arca::device::cuda::Cuda;
 use arca::model::batch::Batch;
 use arca::model::config::ModelShape;
 use arca::ops::qknorm_rope::{QkNormRope, QkNormWeights, RopeTable};
 
-use super::{On, assert_close, random, references, shape, test_device};
+use super::{
+    On, ROOM, assert_close, narrow, random, references, shape, test_cuda, test_device, widen,
+};
 
 test_device!(forward);
 test_device!(backward);
+test_cuda!(wide_rows);
 
 fn shapes() -> [ModelShape; 2] {
     [shape(64, 4, 2), shape(128, 3, 1)]
@@ -66,12 +70,13 @@ fn forward<D: QkNormRope>(on: &On<D>) {
     }
 }
 
-fn run_backward<D: QkNormRope>(on: &On<D>, shape: &ModelShape) -> Vec<f32> {
+fn run_backward<D: QkNormRope>(on: &On<D>, shape: &ModelShape, room: usize) -> Vec<f32> {
     let bed = Bed::new(on, shape);
     let qkv = on.act(&random(bed.rows * shape.qkv_width(), 3));
     let d_qk = on.act(&random(bed.rows * (shape.q_width() + shape.kv_width()), 4));
     // The v columns are attention's: they must stay.
-    let mut d_qkv = on.act(&random(bed.rows * shape.qkv_width(), 5));
+    let before = random(bed.rows * shape.qkv_width(), 5);
+    let mut d_qkv = on.act(&widen(&before, shape.qkv_width(), room));
     on.device
         .qknorm_rope_backward(
             &on.ctx(),
@@ -85,14 +90,27 @@ fn run_backward<D: QkNormRope>(on: &On<D>, shape: &ModelShape) -> Vec<f32> {
             d_qkv.slice_mut(),
         )
         .unwrap();
-    on.get(&d_qkv)
+    narrow(&on.get(&d_qkv), shape.qkv_width(), room)
 }
 
 fn backward<D: QkNormRope>(on: &On<D>) {
     let (exact, plain) = references();
     for shape in shapes() {
         let what = format!("d_qkv at head_dim {}", shape.head_dim);
-        let (got, plain) = (run_backward(on, &shape), run_backward(&plain, &shape));
-        assert_close(&what, &got, &plain, &run_backward(&exact, &shape), 1e-6);
+        let (got, plain) = (run_backward(on, &shape, 0), run_backward(&plain, &shape, 0));
+        assert_close(&what, &got, &plain, &run_backward(&exact, &shape, 0), 1e-6);
+    }
+}
+
+/// Rows of d_qkv with room behind them: the same bits, the room untouched.
+fn wide_rows(on: &On<Cuda>) {
+    for shape in shapes() {
+        let wide = run_backward(on, &shape, ROOM);
+        assert_eq!(
+            wide,
+            run_backward(on, &shape, 0),
+            "head_dim {}",
+            shape.head_dim
+        );
     }
 }

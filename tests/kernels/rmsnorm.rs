@@ -2,20 +2,23 @@
 //! without the addition, rows from one vector to beyond what registers keep.
 
 use arca::device::Float;
+use arca::device::cuda::Cuda;
 use arca::ops::rmsnorm::{NormShape, RmsNorm};
 use half::bf16;
 
-use super::{On, assert_close, random, references, test_device};
+use super::{On, ROOM, assert_close, narrow, random, references, test_cuda, test_device};
 
 const SHAPES: [(usize, usize); 5] = [(1, 16), (3, 48), (33, 128), (2, 2064), (2, 8208)];
 
 test_device!(forward);
 test_device!(backward);
+test_cuda!(wide_rows);
 
 fn run_forward<D: RmsNorm, R: Float>(
     on: &On<D>,
     (rows, hidden): (usize, usize),
     add: bool,
+    room: usize,
 ) -> [Vec<f32>; 3] {
     let n = rows * hidden;
     let (previous, y) = (on.float::<R>(&random(n, 1)), on.act(&random(n, 2)));
@@ -24,7 +27,8 @@ fn run_forward<D: RmsNorm, R: Float>(
         false => on.float::<R>(&random(n, 3)),
     };
     let weight = on.float::<f32>(&random(hidden, 4));
-    let (mut x, mut rstd) = (on.dirty::<D::Act>(n), on.dirty::<f32>(rows));
+    let mut x = on.dirty::<D::Act>(rows * (hidden + room));
+    let mut rstd = on.dirty::<f32>(rows);
     let shape = NormShape {
         rows,
         hidden,
@@ -42,7 +46,7 @@ fn run_forward<D: RmsNorm, R: Float>(
             rstd.slice_mut(),
         )
         .unwrap();
-    [on.get(&h), on.get(&x), on.get(&rstd)]
+    [on.get(&h), narrow(&on.get(&x), hidden, room), on.get(&rstd)]
 }
 
 fn forward<D: RmsNorm>(on: &On<D>) {
@@ -51,14 +55,14 @@ fn forward<D: RmsNorm>(on: &On<D>) {
         for add in [false, true] {
             for (got, plain, want) in [
                 (
-                    run_forward::<D, bf16>(on, shape, add),
-                    run_forward::<_, bf16>(&plain, shape, add),
-                    run_forward::<_, f32>(&exact, shape, add),
+                    run_forward::<D, bf16>(on, shape, add, 0),
+                    run_forward::<_, bf16>(&plain, shape, add, 0),
+                    run_forward::<_, f32>(&exact, shape, add, 0),
                 ),
                 (
-                    run_forward::<D, f32>(on, shape, add),
-                    run_forward::<_, f32>(&plain, shape, add),
-                    run_forward::<_, f32>(&exact, shape, add),
+                    run_forward::<D, f32>(on, shape, add, 0),
+                    run_forward::<_, f32>(&plain, shape, add, 0),
+                    run_forward::<_, f32>(&exact, shape, add, 0),
                 ),
             ] {
                 for (i, name) in ["h", "x", "rstd"].iter().enumerate() {
@@ -70,13 +74,18 @@ fn forward<D: RmsNorm>(on: &On<D>) {
     }
 }
 
-fn run_backward<D: RmsNorm, R: Float>(on: &On<D>, (rows, hidden): (usize, usize)) -> [Vec<f32>; 2] {
+fn run_backward<D: RmsNorm, R: Float>(
+    on: &On<D>,
+    (rows, hidden): (usize, usize),
+    room: usize,
+) -> [Vec<f32>; 2] {
     let n = rows * hidden;
     let h = on.float::<R>(&random(n, 5));
     let weight = on.float::<f32>(&random(hidden, 6));
     let rstd = on.float::<f32>(&random(rows, 7));
     let dx = on.act(&random(n, 8));
-    let (mut dh, mut dy) = (on.float::<f32>(&random(n, 9)), on.dirty::<D::Act>(n));
+    let mut dh = on.float::<f32>(&random(n, 9));
+    let mut dy = on.dirty::<D::Act>(rows * (hidden + room));
     let shape = NormShape {
         rows,
         hidden,
@@ -94,7 +103,7 @@ fn run_backward<D: RmsNorm, R: Float>(on: &On<D>, (rows, hidden): (usize, usize)
             dy.slice_mut(),
         )
         .unwrap();
-    [on.get(&dh), on.get(&dy)]
+    [on.get(&dh), narrow(&on.get(&dy), hidden, room)]
 }
 
 fn backward<D: RmsNorm>(on: &On<D>) {
@@ -102,14 +111,14 @@ fn backward<D: RmsNorm>(on: &On<D>) {
     for shape in SHAPES {
         for (got, plain, want) in [
             (
-                run_backward::<D, bf16>(on, shape),
-                run_backward::<_, bf16>(&plain, shape),
-                run_backward::<_, f32>(&exact, shape),
+                run_backward::<D, bf16>(on, shape, 0),
+                run_backward::<_, bf16>(&plain, shape, 0),
+                run_backward::<_, f32>(&exact, shape, 0),
             ),
             (
-                run_backward::<D, f32>(on, shape),
-                run_backward::<_, f32>(&plain, shape),
-                run_backward::<_, f32>(&exact, shape),
+                run_backward::<D, f32>(on, shape, 0),
+                run_backward::<_, f32>(&plain, shape, 0),
+                run_backward::<_, f32>(&exact, shape, 0),
             ),
         ] {
             // f32 sums of up to 8208 terms: a few of their ulps.
@@ -128,5 +137,21 @@ fn backward<D: RmsNorm>(on: &On<D>) {
                 2e-6,
             );
         }
+    }
+}
+
+/// Rows with room behind them: the same bits, the room untouched.
+fn wide_rows(on: &On<Cuda>) {
+    for shape in SHAPES {
+        assert_eq!(
+            run_forward::<_, bf16>(on, shape, true, ROOM),
+            run_forward::<_, bf16>(on, shape, true, 0),
+            "forward of {shape:?}"
+        );
+        assert_eq!(
+            run_backward::<_, bf16>(on, shape, ROOM),
+            run_backward::<_, bf16>(on, shape, 0),
+            "backward of {shape:?}"
+        );
     }
 }

@@ -12,6 +12,7 @@ use arca::ops::adamw::{AdamW, AdamWStep};
 use arca::ops::attention::Attention;
 use arca::ops::cost::{self, Cost};
 use arca::ops::decode::{DecodeAttention, PAGE, page_elements};
+use arca::ops::qknorm_rope::{QkNormRope, QkNormWeights, RopeTable};
 use arca::ops::residual::Residual;
 use arca::ops::rmsnorm::{NormShape, RmsNorm};
 use arca::ops::swiglu::SwiGlu;
@@ -37,11 +38,12 @@ fn report(on: &On<Cuda>, op: &str, cost: Cost) -> KernelStats {
     let unique = (sum.unique_bytes_read + sum.unique_bytes_written) as f64;
     let moved = (sum.global_bytes_read + sum.global_bytes_written) as f64;
     println!(
-        "{op:<20} minimum {:>9.0} distinct {unique:>9.0} ({:.2}) requested {moved:>9.0} sectors/request {:>5.2} \
+        "{op:<24} minimum {:>9.0} distinct {unique:>9.0} ({:.2}) requested {moved:>9.0} sectors/request {:>5.2} bytes/sector {:>5.2} \
          bank conflicts/request {:.3} mma {}",
         cost.bytes,
         unique / cost.bytes,
         sum.sectors as f64 / sum.requests.max(1) as f64,
+        moved / sum.sectors.max(1) as f64,
         sum.bank_conflicts as f64 / sum.shared_requests.max(1) as f64,
         sum.mma
     );
@@ -172,6 +174,59 @@ fn streams_move_their_minimum() {
         )
         .unwrap();
     report(&on, "adamw", cost::adamw(n));
+    on.device.squared_norm(&on.ctx(), g.slice()).unwrap();
+    report(&on, "squared_norm", cost::squared_norm(n));
+}
+
+#[test]
+fn heads_move_their_minimum() {
+    let on = device();
+    for shape in [shape(64, 14, 2), shape(128, 16, 8)] {
+        let rows = 64;
+        let mut batch = Batch::default();
+        batch.push_segment(&vec![0; rows], &[], None);
+        let loaded = on.batch(&batch);
+        let rope = RopeTable::new(&on.device, &on.ctx(), &shape, rows).unwrap();
+        let weights = QkNormWeights {
+            q: on.float::<f32>(&random(shape.head_dim, 1)).buf,
+            k: on.float::<f32>(&random(shape.head_dim, 2)).buf,
+        };
+        let qk_width = shape.q_width() + shape.kv_width();
+        let qkv = on.act(&random(rows * shape.qkv_width(), 3));
+        let d_qk = on.act(&random(rows * qk_width, 4));
+        let mut qk = on.dirty::<bf16>(rows * qk_width);
+        let mut d_qkv = on.dirty::<bf16>(rows * shape.qkv_width());
+        on.device.kernel_stats();
+        on.device
+            .qknorm_rope_forward(
+                &on.ctx(),
+                &loaded,
+                &shape,
+                rows,
+                &weights,
+                &rope,
+                qkv.slice(),
+                qk.slice_mut(),
+            )
+            .unwrap();
+        let name = format!("qknorm_rope {}", shape.head_dim);
+        report(&on, &name, cost::qknorm_rope_forward(rows, &shape, 2));
+        on.device
+            .qknorm_rope_backward(
+                &on.ctx(),
+                &loaded,
+                &shape,
+                rows,
+                &weights,
+                &rope,
+                qkv.slice(),
+                d_qk.slice(),
+                d_qkv.slice_mut(),
+            )
+            .unwrap();
+        let name = format!("{name} backward");
+        report(&on, &name, cost::qknorm_rope_backward(rows, &shape, 2));
+    }
 }
 
 #[test]

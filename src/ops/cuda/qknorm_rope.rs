@@ -74,6 +74,7 @@ impl QkNormRope for Cuda {
                 .u32("rows", rows)
                 .u32("heads", shape.num_heads)
                 .u32("kv_heads", shape.num_kv_heads)
+                .u32("d_stride", d_qkv.stride(rows))
                 .f32("eps", shape.rms_norm_eps),
         )
     }

@@ -30,6 +30,7 @@ impl RmsNorm for Cuda {
                 .ptr("x", &x)
                 .ptr("rstd", &rstd)
                 .u32("hidden", shape.hidden)
+                .u32("x_stride", x.stride(shape.rows))
                 .f32("eps", shape.eps),
         )
     }
@@ -55,7 +56,8 @@ impl RmsNorm for Cuda {
                 .ptr("dx", &dx)
                 .ptr("dh", &dh)
                 .ptr("dy", &dy)
-                .u32("hidden", shape.hidden),
+                .u32("hidden", shape.hidden)
+                .u32("dy_stride", dy.stride(shape.rows)),
         )
     }
 }

@@ -27,7 +27,8 @@ impl SwiGlu for Cuda {
             .ptr("gate_up", &gate_up)
             .ptr("act", &act)
             .u32("rows", rows)
-            .u32("width", width),
+            .u32("width", width)
+            .u32("act_stride", act.stride(rows)),
         )
     }
 
@@ -51,7 +52,8 @@ impl SwiGlu for Cuda {
             .ptr("d_act", &d_act)
             .ptr("d_gate_up", &d_gate_up)
             .u32("rows", rows)
-            .u32("width", width),
+            .u32("width", width)
+            .u32("d_stride", d_gate_up.stride(rows)),
         )
     }
 }
