@@ -220,6 +220,8 @@ API int cublasLtMatmulDescCreate(void** d, int compute, int scale) {
   *d = new Description;
   return compute == 68 && scale == 0 ? 0 : 7;
 }
+API int cublasLtMatmulDescDestroy(void* d) { delete static_cast<Description*>(d); return 0; }
+API int cublasLtMatrixLayoutDestroy(void* l) { delete static_cast<Layout*>(l); return 0; }
 API int cublasLtMatmulDescSetAttribute(void* d, int which, const void* value, size_t n) {
   if (n != 4 || (which != 3 && which != 4)) return 7;
   memcpy(&static_cast<Description*>(d)->transposed[which - 3], value, 4);

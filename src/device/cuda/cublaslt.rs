@@ -33,6 +33,24 @@ struct Plan {
     algorithm: lt::cublasLtMatmulAlgo_t,
 }
 
+impl Drop for Plan {
+    fn drop(&mut self) {
+        // SAFETY: made by the library and used by this plan alone; a product
+        // under way does not need them any more. There is nobody to tell of a
+        // failure, and nothing to do about it.
+        unsafe {
+            lt::cublasLtMatrixLayoutDestroy(self.left);
+            lt::cublasLtMatrixLayoutDestroy(self.right);
+            lt::cublasLtMatrixLayoutDestroy(self.result);
+            lt::cublasLtMatmulDescDestroy(self.description);
+        }
+    }
+}
+
+/// Plans that are kept. Batches of an update differ in their rows from step to
+/// step, so a long run would gather more of them than it uses again.
+const MOST_PLANS: usize = 4096;
+
 /// The library with its plans.
 pub struct CublasLt {
     handle: lt::cublasLtHandle_t,
@@ -93,6 +111,9 @@ impl CublasLt {
             accumulate: g.accumulate,
         };
         if !self.plans.contains_key(&key) {
+            if self.plans.len() >= MOST_PLANS {
+                self.plans.clear();
+            }
             let plan = self.plan(g, workspace.bytes, key.alignments)?;
             self.plans.insert(key, plan);
         }
