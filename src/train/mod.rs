@@ -2,6 +2,7 @@
 
 pub mod arm;
 pub mod checkpoint;
+pub mod clock;
 pub mod durable;
 pub mod evaluate;
 pub mod interrupt;

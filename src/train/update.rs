@@ -5,7 +5,7 @@
 //! the host; one backward turns the coefficients into gradients. The physical
 //! split into batches changes nothing that is summed.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
@@ -18,6 +18,7 @@ use crate::loss::{
 use crate::model::engine::{Engine, HeadOutput};
 use crate::model::half_layer::HalfLayers;
 use crate::profile;
+use crate::train::clock::{PhaseClock, Timed};
 use crate::train::optimizer::Optimizer;
 use crate::train::packing::{PackGroup, PackSpec, Packed, PackedSequence, pack};
 
@@ -120,6 +121,7 @@ impl Updater {
             sequences: sequences.len(),
             ..UpdateStats::default()
         };
+        let mut clock = PhaseClock::default();
         let mut first = 0;
         let mut packed_groups = Vec::new();
         for group in groups {
@@ -190,10 +192,10 @@ impl Updater {
                 ..spec
             };
             for packed in pack(&packed_groups, &scoring)? {
-                let (start, range) = (Instant::now(), profile::phase("score"));
+                let (begun, range) = (clock.begin(engine)?, profile::phase("score"));
                 let out = self.forward(engine, &packed, false, residuals, needs.hidden_states)?;
                 drop(range);
-                stats.score += start.elapsed();
+                clock.end(engine, Timed::Score, begun)?;
                 stats.rows += packed.batch_rows;
                 for p in &packed.sequences {
                     self.record(&packed, p, sequences[p.index], &out, states, &mut stats)?;
@@ -221,11 +223,11 @@ impl Updater {
         };
         let record = first_iteration && !score_first;
         for packed in batches {
-            let (start, range) = (Instant::now(), profile::phase("forward"));
+            let (begun, range) = (clock.begin(engine)?, profile::phase("forward"));
             let (residuals, hidden) = (record && residuals, record && needs.hidden_states);
             let out = self.forward(engine, &packed, true, residuals, hidden)?;
             drop(range);
-            stats.forward += start.elapsed();
+            clock.end(engine, Timed::Forward, begun)?;
             stats.rows += packed.batch_rows;
             if record {
                 for p in &packed.sequences {
@@ -271,14 +273,17 @@ impl Updater {
                 stats.loss += loss.loss;
                 stats.loss_stats.merge(&loss.stats);
             }
-            let (start, range) = (Instant::now(), profile::phase("backward"));
+            let (begun, range) = (clock.begin(engine)?, profile::phase("backward"));
             let gradients = &mut *optimizer.gradients.lock();
             engine.backward(self.adapter, &coefficients, gradients)?;
-            // Else what comes next would seem to take the backward's time.
-            engine.device.wait(&engine.ctx())?;
             drop(range);
-            stats.backward += start.elapsed();
+            // Not waited for: the next batch is packed and sent meanwhile.
+            clock.end(engine, Timed::Backward, begun)?;
         }
+        let seconds = clock.read(engine)?;
+        stats.score = seconds(Timed::Score);
+        stats.forward = seconds(Timed::Forward);
+        stats.backward = seconds(Timed::Backward);
         Ok(stats)
     }
 
