@@ -362,20 +362,65 @@ struct GradientTiles {
   bf16 narrow[2][kTile * (N + 8)];
 };
 
-// wide^T narrow over rows [chunk * chunk_rows, ..): 64 columns of the wide
-// operand (x or dy) from blockIdx.x on by N columns of the narrow one (ds or s)
-// from blockIdx.z on, as f32 at out[m * m_stride + n * n_stride]. With one
-// chunk, out is the gradient and is added to; else it is the chunk's share.
-template <int N>
-DEVICE void gradient(const bf16* wide, size_t wide_ld, uint32_t width, const bf16* narrow, size_t narrow_ld,
-                     uint32_t r, uint32_t r_padded, float* out, size_t m_stride, size_t n_stride, uint32_t rows,
-                     uint32_t chunk_rows, const uint64_t* keys, uint64_t place, float p) {
+// Of three parts' values, that of one.
+DEVICE uint32_t of_part(uint32_t part, uint32_t v0, uint32_t v1, uint32_t v2) {
+  return part == 0 ? v0 : part == 1 ? v1 : v2;
+}
+
+DEVICE uint32_t padded(uint32_t r) { return (r + 15) / 16 * 16; }
+
+// All gradients of a group, wide^T narrow over rows: dA of x and ds, dB of dy
+// and s. r0 .. r2 are the parts' ranks (0: not adapted), end0 .. end2 their last
+// columns of dy. Without dropout the parts share x, and their columns of ds lie
+// side by side: dA is one product then; with it each part has a mask of its own.
+//
+// A block takes 64 columns of the wide operand by N of the narrow one over rows
+// [blockIdx.y * chunk_rows, ..); blockIdx.x counts through the products. Factors
+// lie one behind the other from out on, A [r, inputs] before B [width, r], as in
+// the arena. With one chunk, out is the gradient and is added to; else chunk c's
+// share of all `elements` is at out + c * elements.
+template <int N, bool DROPOUT>
+DEVICE void gradients(const bf16* x, uint32_t x_stride, const bf16* ds, uint32_t ds_stride, const bf16* dy,
+                      uint32_t dy_stride, const bf16* s, uint32_t s_stride, float* out, uint64_t elements,
+                      uint32_t inputs, uint32_t r0, uint32_t r1, uint32_t r2, uint32_t end0, uint32_t end1,
+                      uint32_t end2, uint32_t rows, uint32_t chunk_rows, const uint64_t* keys, uint64_t place,
+                      float p) {
   DYN_SMEM(memory, 16);
   auto& tiles = *reinterpret_cast<GradientTiles<N>*>(memory);
   const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
-  const uint32_t m0 = blockIdx.x * kTile, n0 = blockIdx.z * N;
+  // The product of this block, and where in it the block lies.
+  uint32_t block = blockIdx.x, m0 = 0, n0 = 0;
+  auto mine = [&](uint32_t width, uint32_t columns) {
+    const uint32_t across = (width + kTile - 1) / kTile, blocks = across * ((columns + N - 1) / N);
+    if (block >= blocks) {
+      block -= blocks;
+      return false;
+    }
+    m0 = block % across * kTile;
+    n0 = block / across * N;
+    return true;
+  };
+  const uint32_t column1 = padded(r0), column2 = column1 + padded(r1), column_end = column2 + padded(r2);
+  uint32_t part = 0, start = 0, width = inputs, first = 0, columns = column_end;
+  bool of_a = true;
+  for (;; part++) {
+    if (!DROPOUT && part == 0 && mine(inputs, column_end)) break;
+    first = of_part(part, 0, column1, column2);
+    columns = of_part(part, column1, column2, column_end) - first;
+    if (DROPOUT && mine(inputs, columns)) break;
+    start = of_part(part, 0, end0, end1);
+    const uint32_t end = of_part(part, end0, end1, end2);
+    if (!mine(end - start, columns)) continue;
+    width = end - start;
+    of_a = false;
+    break;
+  }
+  const bf16* wide = of_a ? x : dy + start;
+  const bf16* narrow = (of_a ? ds : s) + first;
+  const size_t wide_ld = of_a ? x_stride : dy_stride, narrow_ld = of_a ? ds_stride : s_stride;
+  const uint32_t m_valid = min(width - m0, uint32_t(kTile)), n_valid = min(columns - n0, uint32_t(N));
+
   const uint32_t begin = blockIdx.y * chunk_rows, end = min(begin + chunk_rows, rows);
-  const uint32_t m_valid = min(width - m0, uint32_t(kTile)), n_valid = min(r_padded - n0, uint32_t(N));
   float acc[N / 8][4] = {};
   auto issue = [&](uint32_t step) {
     const uint32_t row = begin + step * kTile;
@@ -392,15 +437,17 @@ DEVICE void gradient(const bf16* wide, size_t wide_ld, uint32_t width, const bf1
     issue(step + 1);
     cp_async_wait<1>();
     __syncthreads();
-    if (keys != nullptr) {
+    if (DROPOUT && of_a) {
       const uint32_t row = begin + step * kTile;
-      mask_tile(tiles.wide[step % 2], keys, place, row, min(end - row, uint32_t(kTile)), m0, p);
+      mask_tile(tiles.wide[step % 2], keys, place + part, row, min(end - row, uint32_t(kTile)), m0, p);
       __syncthreads();
     }
     for (int k = 0; k < kTile; k += 16) {
       uint32_t a[4];
       load_a_trans(a, tiles.wide[step % 2] + k * kStride + warp * 16, kStride);
-      for (int n = 0; n < N; n += 16) {
+      for (uint32_t n = 0; n < N; n += 16) {
+        // Products of fewer columns than the widest of the group.
+        if (n >= n_valid) break;
         uint32_t b[2][2];
         load_b_trans(b, tiles.narrow[step % 2] + k * (N + 8) + n, N + 8);
         mma_bf16(acc[n / 8], a, b[0]);
@@ -410,42 +457,56 @@ DEVICE void gradient(const bf16* wide, size_t wide_ld, uint32_t width, const bf1
     // The next copies go into the tile that was read just now.
     __syncthreads();
   }
+
   const bool whole = gridDim.y == 1;
-  for (int i = 0; i < 4; i++) {
-    const uint32_t m = m0 + warp * 16 + i / 2 * 8 + lane / 4;
-    for (int n = 0; n < N / 8; n++) {
-      const uint32_t column = n0 + n * 8 + lane % 4 * 2 + i % 2;
-      if (m >= width || column >= r) continue;
-      float* to = out + m * m_stride + column * n_stride;
+  out += blockIdx.y * elements;
+  for (uint32_t n = 0; n < N / 8; n++) {
+    // Eight columns are of one part, whose first r are not padding.
+    const uint32_t column = first + n0 + n * 8;
+    const uint32_t of = column < column1 ? 0 : column < column2 ? 1 : 2;
+    const uint32_t r = of_part(of, r0, r1, r2);
+    const size_t second = size_t(r0) * (inputs + end0), third = second + size_t(r1) * (inputs + end1 - end0);
+    float* factor = out + (of == 0 ? 0 : of == 1 ? second : third) + (of_a ? 0 : size_t(r) * inputs);
+    for (int i = 0; i < 4; i++) {
+      const uint32_t m = m0 + warp * 16 + i / 2 * 8 + lane / 4;
+      const uint32_t k = column - of_part(of, 0, column1, column2) + lane % 4 * 2 + i % 2;
+      if (m >= width || n * 8 >= n_valid || k >= r) continue;
+      float* to = factor + (of_a ? size_t(k) * inputs + m : size_t(m) * r + k);
       *to = whole ? *to + acc[n][i] : acc[n][i];
     }
   }
 }
 
-// Grid (tiles of 64 columns of `wide`, chunks of rows, blocks of N columns).
-// The gradient of one factor: `transposed` for A [r, width], else B [width, r].
-// With several chunks, chunk c's share is partial + c * width * r. (One block is
-// asked for because ptxas otherwise spills for the sake of more.)
-#define LORA_GRADIENT(N)                                                                                        \
-  KERNEL void LAUNCH_BOUNDS(128, 1) lora_gradient_##N(                                                             \
-      const bf16* wide, uint32_t wide_ld, uint32_t width, const bf16* narrow, uint32_t narrow_ld, uint32_t r,   \
-      uint32_t r_padded, float* grad, float* partial, uint32_t transposed, uint32_t rows, uint32_t chunk_rows,  \
-      const uint64_t* keys, uint64_t place, float p) {                                                          \
-    float* out = gridDim.y == 1 ? grad : partial + size_t(blockIdx.y) * width * r;                              \
-    gradient<N>(wide, wide_ld, width, narrow, narrow_ld, r, r_padded, out, transposed ? 1 : r,                  \
-                transposed ? width : 1, rows, chunk_rows, keys, place, p);                                      \
-  }                                                                                                             \
-  KERNEL_EXPORT(lora_gradient_##N)
+// Grid (blocks of all products, chunks of rows).
+#define LORA_GRADIENTS(N)                                                                                        \
+  KERNEL void LAUNCH_BOUNDS(128) lora_gradients_##N(                                                             \
+      const bf16* x, uint32_t x_stride, const bf16* ds, uint32_t ds_stride, const bf16* dy, uint32_t dy_stride,  \
+      const bf16* s, uint32_t s_stride, float* out, uint64_t elements, uint32_t inputs, uint32_t r0,             \
+      uint32_t r1, uint32_t r2, uint32_t end0, uint32_t end1, uint32_t end2, uint32_t rows,                      \
+      uint32_t chunk_rows) {                                                                                     \
+    gradients<N, false>(x, x_stride, ds, ds_stride, dy, dy_stride, s, s_stride, out, elements, inputs, r0, r1,   \
+                        r2, end0, end1, end2, rows, chunk_rows, nullptr, 0, 0);                                  \
+  }                                                                                                              \
+  KERNEL_EXPORT(lora_gradients_##N)                                                                              \
+  KERNEL void LAUNCH_BOUNDS(128) lora_gradients_dropout_##N(                                                     \
+      const bf16* x, uint32_t x_stride, const bf16* ds, uint32_t ds_stride, const bf16* dy, uint32_t dy_stride,  \
+      const bf16* s, uint32_t s_stride, float* out, uint64_t elements, uint32_t inputs, uint32_t r0,             \
+      uint32_t r1, uint32_t r2, uint32_t end0, uint32_t end1, uint32_t end2, uint32_t rows, uint32_t chunk_rows, \
+      const uint64_t* keys, uint64_t place, float p) {                                                           \
+    gradients<N, true>(x, x_stride, ds, ds_stride, dy, dy_stride, s, s_stride, out, elements, inputs, r0, r1,    \
+                       r2, end0, end1, end2, rows, chunk_rows, keys, place, p);                                  \
+  }                                                                                                              \
+  KERNEL_EXPORT(lora_gradients_dropout_##N)
 
-LORA_GRADIENT(16)
-LORA_GRADIENT(64)
+LORA_GRADIENTS(16)
+LORA_GRADIENTS(64)
 
 // grad[i] += the chunks' shares, in order.
-KERNEL void LAUNCH_BOUNDS(256) lora_gradient_sum(const float* partial, float* grad, uint64_t n, uint32_t chunks) {
+KERNEL void LAUNCH_BOUNDS(256) lora_gradients_sum(const float* partial, float* grad, uint64_t n, uint32_t chunks) {
   for (size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += size_t(gridDim.x) * blockDim.x) {
     float sum = grad[i];
     for (uint32_t c = 0; c < chunks; c++) sum += partial[c * n + i];
     grad[i] = sum;
   }
 }
-KERNEL_EXPORT(lora_gradient_sum)
+KERNEL_EXPORT(lora_gradients_sum)

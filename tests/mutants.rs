@@ -115,6 +115,12 @@ fn planted_faults_are_caught() {
             "cp_async_wait<1>();",
             "cp_async_wait<2>();",
         ),
+        (
+            "a column of the next module",
+            "lora",
+            "column < column2 ? 1",
+            "column <= column2 ? 1",
+        ),
         ("a missing warp fence", "decode", "    __syncwarp();\n", ""),
         (
             "a wrong fragment row",

@@ -1,5 +1,6 @@
 //! LoRA adapters: one flat f32 arena of all A and B, and its place in it.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use anyhow::{Result, ensure};
@@ -160,6 +161,19 @@ impl AdapterLayout {
             let n = Module::ALL.len();
             Some((i / n, Module::ALL[i % n], f.as_ref()?))
         })
+    }
+
+    /// Where a group's factors lie in the arena: one behind the other.
+    pub fn group(&self, layer: usize, group: Group) -> Range<usize> {
+        let mut factors = group
+            .modules()
+            .iter()
+            .filter_map(|&m| self.factor(layer, m));
+        let Some(first) = factors.next() else {
+            return 0..0;
+        };
+        let last = factors.last().unwrap_or(first);
+        first.a..last.b + last.outputs * last.r
     }
 
     /// Tensor names and shapes in PEFT's scheme: (name, offset, rows, cols).

@@ -2,7 +2,7 @@
 //! and modules in one batch with base rows between, every rank of the contract,
 //! dropout, gradients over one and several chunks of rows.
 
-use arca::device::{Float, SliceMut};
+use arca::device::{Float, Slice, SliceMut};
 use arca::episode::AdapterId;
 use arca::model::adapter::{AdapterLayout, LoraSettings, Target};
 use arca::model::batch::{Batch, Dropout};
@@ -18,6 +18,7 @@ test_device!(several_adapters);
 test_device!(one_adapter);
 test_device!(ranks);
 test_device!(gradients_over_chunks);
+test_device!(gradients_together_are_those_alone);
 
 fn model(hidden: usize, intermediate: usize) -> ModelShape {
     ModelShape {
@@ -497,5 +498,118 @@ fn gradients_over_chunks<D: Ops>(on: &On<D>) {
         // Sums in f32 over up to 1100 rows, and with dropout x rounded to bf16.
         let floor = 1e-5 + if masked { 1e-3 } else { 0.0 };
         assert_close(&format!("{rows} rows, r {r}"), &got, &plain, &want, floor);
+    }
+}
+
+/// Gradients of layer 1's q, k and v from these operands, added to ones.
+fn gradients_of<D: Ops>(
+    on: &On<D>,
+    layout: &AdapterLayout,
+    batch: &Batch,
+    [x, s, dy, ds]: [Slice<D, D::Act>; 4],
+) -> Vec<f32> {
+    let mut grads = on.float::<f32>(&vec![1.0; layout.len()]);
+    let (rows, group) = (batch.rows(), Group::Qkv);
+    on.device
+        .lora_gradients(
+            &on.ctx(),
+            &on.batch(batch),
+            rows,
+            layout,
+            1,
+            group,
+            x,
+            s,
+            dy,
+            ds,
+            grads.slice_mut(),
+        )
+        .unwrap();
+    on.get(&grads)
+}
+
+/// A batch of one segment under the first adapter.
+fn one_segment(rows: usize, masked: bool) -> Batch {
+    let mut batch = Batch::default();
+    batch.push_segment(&vec![0; rows], &[], Some(AdapterId(0)));
+    batch.saved_rows = rows;
+    if masked {
+        dropout(&mut batch);
+    }
+    batch
+}
+
+/// What modules share does not change a bit of what each would get alone: the
+/// ranks' columns of s cross blocks, a module may be missing.
+fn gradients_together_are_those_alone<D: Ops>(on: &On<D>) {
+    let shape = model(80, 32);
+    let sets: [&[(Module, usize)]; 3] = [
+        &[(Module::Q, 5), (Module::K, 20), (Module::V, 40)],
+        &[(Module::Q, 3), (Module::V, 70)],
+        &[(Module::K, 1), (Module::V, 16)],
+    ];
+    for (parts, (rows, masked)) in sets.iter().zip([(600, false), (70, true), (1100, false)]) {
+        let batch = one_segment(rows, masked);
+        let targets: Vec<_> = parts.iter().map(|&(m, r)| (1, m, r)).collect();
+        let all = layout(&shape, &targets);
+        let s_width = all.s_width(Group::Qkv);
+        let x = on.act(&random(rows * 80, 1));
+        let dy = on.act(&random(rows * shape.qkv_width(), 2));
+        let (s, ds) = (random(rows * s_width, 3), random(rows * s_width, 4));
+        let (all_s, all_ds) = (on.act(&s), on.act(&ds));
+        let operands = [x.slice(), all_s.slice(), dy.slice(), all_ds.slice()];
+        let together = gradients_of(on, &all, &batch, operands);
+        let mut column = 0;
+        for target in &targets {
+            let alone = layout(&shape, &[*target]);
+            let width = alone.s_width(Group::Qkv);
+            let own = |values: &[f32]| {
+                let rows = values.chunks(s_width);
+                let own = rows.flat_map(|row| row[column..column + width].to_vec());
+                on.act(&own.collect::<Vec<_>>())
+            };
+            let (s, ds) = (own(&s), own(&ds));
+            let operands = [x.slice(), s.slice(), dy.slice(), ds.slice()];
+            let want = gradients_of(on, &alone, &batch, operands);
+            let at = all.factor(1, target.1).unwrap().a;
+            let got = &together[at..at + want.len()];
+            assert!(got.iter().any(|&g| g != 1.0));
+            assert_eq!(got, want, "{target:?} of {parts:?}, {rows} rows");
+            column += width;
+        }
+    }
+}
+
+/// Rows of operands with room behind them give what tight rows do.
+#[cfg(feature = "emulator")]
+#[test]
+fn gradients_of_wide_rows() {
+    let shape = model(80, 32);
+    let all = layout(&shape, &[(1, Module::Q, 5), (1, Module::V, 20)]);
+    let (s_width, rows) = (all.s_width(Group::Qkv), 530);
+    for on in super::emulators().map(On::new) {
+        for masked in [false, true] {
+            let batch = one_segment(rows, masked);
+            // Of x, s, dy and ds, and what lies behind their rows.
+            let widths = [80, s_width, shape.qkv_width(), s_width];
+            let gaps = [s_width, 8, 24, 16];
+            let values: Vec<Vec<f32>> = (1..)
+                .zip(widths)
+                .map(|(i, w)| random(rows * w, i))
+                .collect();
+            let tight: Vec<_> = values.iter().map(|v| on.act(v)).collect();
+            let wide: Vec<_> = (0..4)
+                .map(|i| {
+                    let rows = values[i].chunks(widths[i]);
+                    let wide = rows.flat_map(|row| [row, &vec![f32::NAN; gaps[i]]].concat());
+                    on.act(&wide.collect::<Vec<_>>())
+                })
+                .collect();
+            let run = |t: &[super::Tensor<_, _>]| {
+                let operands = [t[0].slice(), t[1].slice(), t[2].slice(), t[3].slice()];
+                gradients_of(&on, &all, &batch, operands)
+            };
+            assert_eq!(run(&wide), run(&tight), "dropout {masked}");
+        }
     }
 }

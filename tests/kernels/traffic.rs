@@ -7,11 +7,15 @@
 
 use arca::device::cuda::Cuda;
 use arca::device::cuda::emulator::{EmulatorSettings, KernelStats};
+use arca::episode::AdapterId;
+use arca::model::adapter::{AdapterLayout, LoraSettings};
 use arca::model::batch::{Batch, PageTable};
+use arca::model::config::{Group, ModelShape, Module};
 use arca::ops::adamw::{AdamW, AdamWStep};
 use arca::ops::attention::Attention;
-use arca::ops::cost::{self, Cost};
+use arca::ops::cost::{self, Cost, Ranks};
 use arca::ops::decode::{DecodeAttention, PAGE, page_elements};
+use arca::ops::lora::Lora;
 use arca::ops::qknorm_rope::{QkNormRope, QkNormWeights, RopeTable};
 use arca::ops::residual::Residual;
 use arca::ops::rmsnorm::{NormShape, RmsNorm};
@@ -295,4 +299,55 @@ fn attention_is_free_of_bank_conflicts() {
         cost::decode_attention(3, context, &shape, 2),
     );
     assert!(sum.mma > 0, "decode runs on tensor cores");
+}
+
+/// All products of a group are one launch, whose blocks read x once for all
+/// modules: no operand is counted twice.
+#[test]
+fn gradients_share_what_they_read() {
+    let on = device();
+    let shape = ModelShape {
+        hidden_size: 256,
+        intermediate_size: 256,
+        ..shape(64, 4, 2)
+    };
+    let layout = AdapterLayout::new(
+        &shape,
+        LoraSettings::uniform(&shape, &Module::ALL, 16, 32.0, 0.0, false),
+    )
+    .unwrap();
+    let rows = 256;
+    let mut batch = Batch::default();
+    batch.push_segment(&vec![0; rows], &[], Some(AdapterId(0)));
+    batch.saved_rows = rows;
+    let loaded = on.batch(&batch);
+    let mut grads = on.float::<f32>(&vec![0.0; layout.len()]);
+    for group in Group::ALL {
+        let (inputs, parts) = (group.inputs(&shape), group.outputs(&shape));
+        let outputs: usize = parts.iter().sum();
+        let s_width = layout.s_width(group);
+        let x = on.act(&random(rows * inputs, 1));
+        let dy = on.act(&random(rows * outputs, 2));
+        let s = on.act(&random(rows * s_width, 3));
+        let ds = on.act(&random(rows * s_width, 4));
+        on.device.kernel_stats();
+        on.device
+            .lora_gradients(
+                &on.ctx(),
+                &loaded,
+                rows,
+                &layout,
+                0,
+                group,
+                x.slice(),
+                s.slice(),
+                dy.slice(),
+                ds.slice(),
+                grads.slice_mut(),
+            )
+            .unwrap();
+        let cost = Ranks::new(&layout, 0, group, rows).gradients(2);
+        let sum = report(&on, &format!("lora_gradients {group:?}"), cost);
+        assert!(20 * sum.bank_conflicts <= sum.shared_requests, "{sum:?}");
+    }
 }

@@ -112,19 +112,19 @@ fn tiles_bytes(n: usize) -> u32 {
     (2 * 2 * (TILE * (TILE + 8) + (TILE * (n + 8)).max(n * (TILE + 8)))) as u32
 }
 
-/// Scratch of one factor's gradient.
-pub(crate) fn workspace_bytes(rows: usize, widest: usize, r: usize) -> usize {
+/// Scratch of a group's gradients, of so many elements.
+pub(crate) fn workspace_bytes(rows: usize, elements: usize) -> usize {
     match chunks(rows).1 {
         1 => 0,
-        n => 4 * n * widest * r,
+        n => 4 * n * elements,
     }
 }
 
-/// The most that a gradient of up to `rows` rows asks for.
-pub(crate) fn most_workspace_bytes(rows: usize, widest: usize, r: usize) -> usize {
+/// The most that gradients of up to `rows` rows ask for.
+pub(crate) fn most_workspace_bytes(rows: usize, elements: usize) -> usize {
     match MOST_CHUNKS.min(rows.div_ceil(CHUNK_ROWS)) {
         0 | 1 => 0,
-        n => 4 * n * widest * r,
+        n => 4 * n * elements,
     }
 }
 
@@ -379,120 +379,87 @@ impl Lora for Cuda {
         ds: Slice<Self, bf16>,
         grads: SliceMut<Self, f32>,
     ) -> Result<()> {
-        if rows == 0 {
+        let place_in_arena = layout.group(layer, group);
+        let elements = place_in_arena.len();
+        if rows == 0 || elements == 0 {
             return Ok(());
         }
-        let widths = group.outputs(layout.shape());
         let inputs = group.inputs(layout.shape());
-        let (mut offset, mut first) = (0u64, 0u64);
-        for (part, &module) in group.modules().iter().enumerate() {
-            if let Some(f) = layout.factor(layer, module) {
-                let a = Gradient {
-                    wide: x.address(),
-                    wide_ld: x.stride(rows),
-                    width: inputs,
-                    narrow: ds.address() + 2 * offset,
-                    narrow_ld: ds.stride(rows),
-                    r: f.r,
-                    grad: grads.address() + 4 * f.a as u64,
-                    transposed: true,
-                    place: Some(place(layer, group) + part as u64),
-                };
-                let b = Gradient {
-                    wide: dy.address() + 2 * first,
-                    wide_ld: dy.stride(rows),
-                    width: widths[part],
-                    narrow: s.address() + 2 * offset,
-                    narrow_ld: s.stride(rows),
-                    grad: grads.address() + 4 * f.b as u64,
-                    transposed: false,
-                    place: None,
-                    ..a
-                };
-                self.lora_gradient(ctx, batch, rows, &a)?;
-                self.lora_gradient(ctx, batch, rows, &b)?;
-                offset += f.r.next_multiple_of(16) as u64;
-            }
-            first += widths[part] as u64;
+        let widths = group.outputs(layout.shape());
+        let mut ranks = [0; 3];
+        for (rank, &module) in ranks.iter_mut().zip(group.modules()) {
+            *rank = layout.factor(layer, module).map_or(0, |f| f.r);
         }
-        Ok(())
-    }
-}
-
-/// One factor's gradient: wide^T narrow, summed over rows.
-#[derive(Clone, Copy)]
-struct Gradient {
-    wide: u64,
-    wide_ld: usize,
-    width: usize,
-    narrow: u64,
-    narrow_ld: usize,
-    r: usize,
-    grad: u64,
-    /// Stored `[r, width]` (A), else `[width, r]` (B).
-    transposed: bool,
-    /// Where dropout falls on the wide operand.
-    place: Option<u64>,
-}
-
-impl Cuda {
-    fn lora_gradient(
-        &self,
-        ctx: &Ctx<Self>,
-        batch: &CudaBatch,
-        rows: usize,
-        g: &Gradient,
-    ) -> Result<()> {
-        let r_padded = g.r.next_multiple_of(16);
-        let n = columns(r_padded);
+        let padded = ranks.map(|r| r.next_multiple_of(16));
+        let dropout = batch.lists.dropout_keys != 0;
+        // Widths and columns of the products: the parts share x, but for their masks.
+        let of_a = match dropout {
+            false => vec![(inputs, padded.iter().sum())],
+            true => padded.iter().map(|&c| (inputs, c)).collect(),
+        };
+        let of_b = widths.iter().copied().zip(padded);
+        let products: Vec<(usize, usize)> = of_a.into_iter().chain(of_b).collect();
+        let n = columns(products.iter().map(|p| p.1).max().unwrap_or(0));
+        let blocks: usize = products
+            .iter()
+            .map(|(width, columns)| width.div_ceil(TILE) * columns.div_ceil(n))
+            .sum();
+        let kernel = match (n, dropout) {
+            (16, false) => "lora_gradients_16",
+            (16, true) => "lora_gradients_dropout_16",
+            (_, false) => "lora_gradients_64",
+            (_, true) => "lora_gradients_dropout_64",
+        };
         let (chunk_rows, chunks) = chunks(rows);
-        let partial = match chunks {
-            1 => 0,
-            _ => self.workspace(ctx, workspace_bytes(rows, g.width, g.r))?,
+        let grads = grads.address() + 4 * place_in_arena.start as u64;
+        let out = match chunks {
+            1 => grads,
+            _ => self.workspace(ctx, workspace_bytes(rows, elements))?,
         };
-        let kernel = match n {
-            16 => "lora_gradient_16",
-            _ => "lora_gradient_64",
-        };
-        let grid = [
-            g.width.div_ceil(TILE) as u32,
-            chunks as u32,
-            r_padded.div_ceil(n) as u32,
-        ];
-        self.launch(
-            ctx,
-            Launch::new(kernel, grid, 128)
-                .shared(tiles_bytes(n))
-                .ptr("wide", &g.wide)
-                .u32("wide_ld", g.wide_ld)
-                .u32("width", g.width)
-                .ptr("narrow", &g.narrow)
-                .u32("narrow_ld", g.narrow_ld)
-                .u32("r", g.r)
-                .u32("r_padded", r_padded)
-                .ptr("grad", &g.grad)
-                .ptr("partial", &partial)
-                .u32("transposed", usize::from(g.transposed))
-                .u32("rows", rows)
-                .u32("chunk_rows", chunk_rows)
-                .maybe("keys", g.place.map(|_| batch.lists.dropout_keys))
-                .u64("place", g.place.unwrap_or(0))
-                .f32("p", dropout_p(batch)),
-        )?;
+        let [end0, end1, end2] = ends(&widths);
+        let mut launch = Launch::new(kernel, [blocks as u32, chunks as u32, 1], 128)
+            .shared(tiles_bytes(n))
+            .ptr("x", &x)
+            .u32("x_stride", x.stride(rows))
+            .ptr("ds", &ds)
+            .u32("ds_stride", ds.stride(rows))
+            .ptr("dy", &dy)
+            .u32("dy_stride", dy.stride(rows))
+            .ptr("s", &s)
+            .u32("s_stride", s.stride(rows))
+            .ptr("out", &out)
+            .u64("elements", elements as u64)
+            .u32("inputs", inputs)
+            .u32("r0", ranks[0])
+            .u32("r1", ranks[1])
+            .u32("r2", ranks[2])
+            .u32("end0", end0)
+            .u32("end1", end1)
+            .u32("end2", end2)
+            .u32("rows", rows)
+            .u32("chunk_rows", chunk_rows);
+        if dropout {
+            launch = launch
+                .ptr("keys", &batch.lists.dropout_keys)
+                .u64("place", place(layer, group))
+                .f32("p", dropout_p(batch));
+        }
+        self.launch(ctx, launch)?;
         if chunks == 1 {
             return Ok(());
         }
-        let elements = g.width * g.r;
         self.launch(
             ctx,
-            Launch::new("lora_gradient_sum", stride_grid(self, elements, 256), 256)
-                .ptr("partial", &partial)
-                .ptr("grad", &g.grad)
+            Launch::new("lora_gradients_sum", stride_grid(self, elements, 256), 256)
+                .ptr("partial", &out)
+                .ptr("grad", &grads)
                 .u64("n", elements as u64)
                 .u32("chunks", chunks),
         )
     }
+}
 
+impl Cuda {
     /// Room for an adapter's compute form, and the map from its master copy.
     fn new_compute(
         &self,

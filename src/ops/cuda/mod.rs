@@ -51,9 +51,9 @@ pub(crate) fn workspace_bytes(
             .max(attention::workspace_bytes(rows, shape));
         for layout in adapters {
             most = most.max(adamw::workspace_bytes(layout.len()));
-            for (_, _, f) in layout.factors() {
-                let widest = f.inputs.max(f.outputs);
-                most = most.max(lora::most_workspace_bytes(rows, widest, f.r));
+            for (layer, module, _) in layout.factors() {
+                let elements = layout.group(layer, module.group()).len();
+                most = most.max(lora::most_workspace_bytes(rows, elements));
             }
         }
     }
