@@ -68,7 +68,9 @@ vectorized! {
     fn update(step: &AdamWStep, constants: &Constants, g: &[f32], p: &mut [f32], m: &mut [f32], v: &mut [f32]) -> () {
         let Constants { decay, keep1, keep2, size, root } = *constants;
         let (beta2, epsilon) = (step.beta2 as f32, step.epsilon as f32);
-        for i in 0..g.len() {
+        let n = g.len();
+        let (p, m, v) = (&mut p[..n], &mut m[..n], &mut v[..n]);
+        for i in 0..n {
             let g = g[i] * step.clip;
             m[i] += (g - m[i]) * keep1;
             v[i] = v[i] * beta2 + keep2 * g * g;

@@ -67,22 +67,30 @@ pub(crate) struct RowStats {
 vectorized! {
     /// Logits become exp(z / T - top); the stats are those of softmax(z / T).
     pub(crate) fn exponentials(z: &mut [f32], inverse_temperature: f32) -> RowStats {
-        for x in z.iter_mut() {
-            *x *= inverse_temperature;
+        // At temperature 1 a pass over the row less.
+        if inverse_temperature != 1.0 {
+            for x in z.iter_mut() {
+                *x *= inverse_temperature;
+            }
         }
         let top = max(z);
         // One pass: the exponentials, their sum, and the sum of exp(d) d. The
         // latter is 0 for a token ruled out (d = -inf), not NaN.
         let mut sums = [0f32; 16];
         let mut spreads = [0f32; 16];
-        for chunk in z.chunks_mut(16) {
+        let mut add = |chunk: &mut [f32]| {
             for ((x, sum), spread) in chunk.iter_mut().zip(&mut sums).zip(&mut spreads) {
                 let d = *x - top;
                 *x = exp(d);
                 *sum += *x;
                 *spread += *x * d.max(-1e4);
             }
+        };
+        let (whole, rest) = z.as_chunks_mut::<16>();
+        for chunk in whole {
+            add(chunk);
         }
+        add(rest);
         let (sum, spread) = (fold16(sums), fold16(spreads));
         RowStats { logprob: 0.0, entropy: ln(sum) - spread / sum, top, sum }
     }
@@ -165,23 +173,25 @@ impl<A: Float> LogProb for Cpu<A> {
             let n = logits.len() / padded;
             let with_u = u.is_some() && start < grad_pairs;
             let shared = pool::Shared::new(logits);
+            // What makes probabilities of a row's exponentials: the product is
+            // scaled by it, which is shorter than the row.
+            let mut inverse_sums = vec![0f32; n];
+            let inverses = pool::Shared::new(&mut inverse_sums);
             pool::parallel_rows(n, vocab * 2, |range| {
                 for i in range {
                     // SAFETY: one row each.
-                    let (z, lp, h) = unsafe {
+                    let (z, lp, h, inverse) = unsafe {
                         (
                             &mut shared.slice_mut(i * padded, padded)[..vocab],
                             logprobs.slice_mut(start + i, 1),
                             entropies.slice_mut(start + i, 1),
+                            inverses.slice_mut(i, 1),
                         )
                     };
                     let target = pairs[start + i].target as usize;
                     let stats = row_stats(z, target, 1.0 / temperature);
                     (lp[0], h[0]) = (stats.logprob, stats.entropy);
-                    if with_u {
-                        let scale = 1.0 / stats.sum;
-                        z.iter_mut().for_each(|p| *p *= scale);
-                    }
+                    inverse[0] = 1.0 / stats.sum;
                 }
             });
             if let (true, Some(u), Some(backward)) = (with_u, &u, &head.backward) {
@@ -204,11 +214,16 @@ impl<A: Float> LogProb for Cpu<A> {
                         let width = block.stride().min(hidden - first);
                         for (i, row) in block.rows.clone().enumerate() {
                             let target = pairs[start + row].target as usize;
+                            let scale = inverse_sums[row];
                             // SAFETY: blocks do not overlap.
                             let out = unsafe { u.slice_mut((start + row) * hidden + first, width) };
-                            for (j, o) in out.iter_mut().enumerate() {
-                                let w = backward_element(backward, vocab, target, first + j);
-                                *o = A::from_f32((w - acc[i * block.stride() + j]) / temperature);
+                            let acc = acc[i * block.stride()..].chunks(LANES);
+                            let panels = block.panels.clone().zip(out.chunks_mut(LANES).zip(acc));
+                            for (panel, (out, acc)) in panels {
+                                let w = panel_column(backward, vocab, panel, target);
+                                for ((o, w), a) in out.iter_mut().zip(w).zip(acc) {
+                                    *o = A::from_f32((w - a * scale) / temperature);
+                                }
                             }
                         }
                     },
@@ -271,11 +286,11 @@ impl<A: Float> LogProb for Cpu<A> {
     }
 }
 
-/// W[row, column] out of the transposed packing.
-fn backward_element(backward: &Panels, rows: usize, row: usize, column: usize) -> f32 {
-    let at = ((column / LANES) * rows + row) * LANES + column % LANES;
-    match backward {
-        Panels::F32(v) => v[at],
-        Panels::Bf16(v) => Float::to_f32(v[at]),
-    }
+/// W[row, ..] of one panel of columns, out of the transposed packing.
+fn panel_column(backward: &Panels, rows: usize, panel: usize, row: usize) -> [f32; LANES] {
+    let at = (panel * rows + row) * LANES;
+    std::array::from_fn(|j| match backward {
+        Panels::F32(v) => v[at + j],
+        Panels::Bf16(v) => Float::to_f32(v[at + j]),
+    })
 }

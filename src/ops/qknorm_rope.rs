@@ -94,12 +94,15 @@ vectorized! {
     fn forward_head<A: Float>(eps: f32, weight: &[f32], cos: &[f32], sin: &[f32], x: &[A], out: &mut [A]) -> () {
         let (n, half) = (x.len(), cos.len());
         let rstd = 1.0 / (sum16(n, |i| x[i].to_f32() * x[i].to_f32()) / n as f32 + eps).sqrt();
+        let (x0, x1) = (&x[..half], &x[half..2 * half]);
+        let (w0, w1) = (&weight[..half], &weight[half..2 * half]);
+        let (out0, out1) = out[..2 * half].split_at_mut(half);
+        let sin = &sin[..half];
         for i in 0..half {
-            let j = i + half;
-            let a = A::from_f32(A::from_f32(x[i].to_f32() * rstd).to_f32() * weight[i]).to_f32();
-            let b = A::from_f32(A::from_f32(x[j].to_f32() * rstd).to_f32() * weight[j]).to_f32();
-            out[i] = A::from_f32(a * cos[i] - b * sin[i]);
-            out[j] = A::from_f32(b * cos[i] + a * sin[i]);
+            let a = A::from_f32(A::from_f32(x0[i].to_f32() * rstd).to_f32() * w0[i]).to_f32();
+            let b = A::from_f32(A::from_f32(x1[i].to_f32() * rstd).to_f32() * w1[i]).to_f32();
+            out0[i] = A::from_f32(a * cos[i] - b * sin[i]);
+            out1[i] = A::from_f32(b * cos[i] + a * sin[i]);
         }
     }
 }
@@ -108,12 +111,16 @@ vectorized! {
     fn backward_head<A: Float>(eps: f32, weight: &[f32], cos: &[f32], sin: &[f32], x: &[A], d_out: &[A], dx: &mut [A], dn: &mut [f32]) -> () {
         let (n, half) = (x.len(), cos.len());
         let rstd = 1.0 / (sum16(n, |i| x[i].to_f32() * x[i].to_f32()) / n as f32 + eps).sqrt();
+        let (d0, d1) = (&d_out[..half], &d_out[half..2 * half]);
+        let (w0, w1) = (&weight[..half], &weight[half..2 * half]);
+        let (dn0, dn1) = dn[..2 * half].split_at_mut(half);
+        let sin = &sin[..half];
         for i in 0..half {
-            let j = i + half;
-            let (a, b) = (d_out[i].to_f32(), d_out[j].to_f32());
-            dn[i] = (a * cos[i] + b * sin[i]) * weight[i];
-            dn[j] = (b * cos[i] - a * sin[i]) * weight[j];
+            let (a, b) = (d0[i].to_f32(), d1[i].to_f32());
+            dn0[i] = (a * cos[i] + b * sin[i]) * w0[i];
+            dn1[i] = (b * cos[i] - a * sin[i]) * w1[i];
         }
+        let (dn, dx) = (&dn[..n], &mut dx[..n]);
         let c = sum16(n, |i| dn[i] * x[i].to_f32()) * rstd * rstd * rstd / n as f32;
         for i in 0..n {
             dx[i] = A::from_f32(dn[i] * rstd - x[i].to_f32() * c);

@@ -57,7 +57,9 @@ pub trait RmsNorm: Device {
 vectorized! {
     fn forward_row<A: Float, R: Float>(eps: f32, add: Option<(&[R], &[A])>, h: &mut [R], weight: &[f32], x: &mut [A]) -> f32 {
         let n = h.len();
+        let (weight, x) = (&weight[..n], &mut x[..n]);
         if let Some((previous, y)) = add {
+            let (previous, y) = (&previous[..n], &y[..n]);
             for i in 0..n {
                 h[i] = R::from_f32(previous[i].to_f32() + y[i].to_f32());
             }
@@ -75,6 +77,8 @@ vectorized! {
 vectorized! {
     fn backward_row<A: Float, R: Float>(h: &[R], weight: &[f32], rstd: f32, dx: &[A], dh: &mut [f32], dy: &mut [A]) -> () {
         let n = h.len();
+        let (weight, dx) = (&weight[..n], &dx[..n]);
+        let (dh, dy) = (&mut dh[..n], &mut dy[..n]);
         let dot = sum16(n, |i| dx[i].to_f32() * weight[i] * h[i].to_f32());
         let c = dot * rstd * rstd * rstd / n as f32;
         for i in 0..n {

@@ -34,7 +34,9 @@ pub trait SwiGlu: Device {
 
 vectorized! {
     fn forward_row<A: Float>(gate: &[A], up: &[A], act: &mut [A]) -> () {
-        for i in 0..act.len() {
+        let n = act.len();
+        let (gate, up) = (&gate[..n], &up[..n]);
+        for i in 0..n {
             let g = gate[i].to_f32();
             let silu = A::from_f32(g / (1.0 + exp(-g))).to_f32();
             act[i] = A::from_f32(silu * up[i].to_f32());
@@ -44,7 +46,9 @@ vectorized! {
 
 vectorized! {
     fn backward_row<A: Float>(gate: &[A], up: &[A], d_act: &[A], d_gate: &mut [A], d_up: &mut [A]) -> () {
-        for i in 0..d_act.len() {
+        let n = d_act.len();
+        let (gate, up, d_gate, d_up) = (&gate[..n], &up[..n], &mut d_gate[..n], &mut d_up[..n]);
+        for i in 0..n {
             let (g, d) = (gate[i].to_f32(), d_act[i].to_f32());
             let sigmoid = 1.0 / (1.0 + exp(-g));
             let silu = g * sigmoid;

@@ -20,10 +20,7 @@ pub enum Isa {
 pub fn isa() -> Isa {
     #[cfg(target_arch = "x86_64")]
     if has_avx2() {
-        return if !(std::arch::is_x86_feature_detected!("avx512f")
-            && std::arch::is_x86_feature_detected!("avx512bw")
-            && std::arch::is_x86_feature_detected!("avx512vl"))
-        {
+        return if !has_avx512() {
             Isa::Avx2
         } else if has_fast_dots() {
             Isa::Avx512Dot
@@ -53,10 +50,7 @@ fn has_fast_dots() -> bool {
 pub fn has_dots() -> bool {
     #[cfg(target_arch = "x86_64")]
     {
-        std::arch::is_x86_feature_detected!("avx512f")
-            && std::arch::is_x86_feature_detected!("avx512bw")
-            && std::arch::is_x86_feature_detected!("avx512vl")
-            && std::arch::is_x86_feature_detected!("avx512bf16")
+        has_avx512() && std::arch::is_x86_feature_detected!("avx512bf16")
     }
     #[cfg(not(target_arch = "x86_64"))]
     false
@@ -73,8 +67,22 @@ pub fn has_avx2() -> bool {
     false
 }
 
-/// Define a function whose body is compiled twice, for AVX2 and for the
-/// baseline, and chosen at run time.
+/// True where 512-bit vectors with bytes and masks may be used.
+#[inline(always)]
+pub fn has_avx512() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    {
+        std::arch::is_x86_feature_detected!("avx512f")
+            && std::arch::is_x86_feature_detected!("avx512bw")
+            && std::arch::is_x86_feature_detected!("avx512vl")
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}
+
+/// Define a function whose body is compiled three times, for AVX-512, AVX2 and
+/// the baseline, and chosen at run time. A loop over several slices should cut
+/// them to one length first: a check of bounds within would keep it scalar.
 macro_rules! vectorized {
     ($(#[$meta:meta])* $vis:vis fn $name:ident $(<$($g:ident : $bound:path),*>)? ($($arg:ident : $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
         $(#[$meta])*
@@ -88,6 +96,17 @@ macro_rules! vectorized {
             #[allow(clippy::too_many_arguments)]
             fn wide $(<$($g: $bound),*>)? ($($arg: $ty),*) $(-> $ret)? {
                 body($($arg),*)
+            }
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma")]
+            #[allow(clippy::too_many_arguments)]
+            fn widest $(<$($g: $bound),*>)? ($($arg: $ty),*) $(-> $ret)? {
+                body($($arg),*)
+            }
+            #[cfg(target_arch = "x86_64")]
+            if $crate::device::cpu::simd::has_avx512() {
+                // SAFETY: the features were just detected.
+                return unsafe { widest($($arg),*) };
             }
             #[cfg(target_arch = "x86_64")]
             if $crate::device::cpu::simd::has_avx2() {
