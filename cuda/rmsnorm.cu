@@ -15,6 +15,7 @@
 // bytes rows * hidden * (R + 12).
 #include "common.cuh"
 
+// A block has a thread for each 4 kKept elements of a row, up to this.
 constexpr int kMostThreads = 512;
 // Groups of four elements that a thread keeps.
 constexpr int kKept = 4;
@@ -35,7 +36,8 @@ DEVICE void pack4(uint32_t (&word)[4], const float (&x)[4]) {
   for (int i = 0; i < 4; i++) word[i] = bits_of_float(x[i]);
 }
 
-// Four elements as they lie in memory: as few registers as they need.
+// Four elements as they lie in memory, in as few registers: each byte of an
+// element makes a word of the four.
 template <typename R>
 struct Four {
   uint32_t word[sizeof(R)];
