@@ -29,23 +29,35 @@ DEVICE bf16x8 pack(const float (&x)[8]) {
   return v;
 }
 
-// Eight elements at a 16-byte (bf16) or 32-byte (f32) boundary.
-DEVICE void load8(float (&x)[8], const bf16* p) { unpack(*reinterpret_cast<const bf16x8*>(p), x); }
-DEVICE void store8(bf16* p, const float (&x)[8]) { *reinterpret_cast<bf16x8*>(p) = pack(x); }
+// Four f32 at a 16-byte boundary.
+DEVICE void load4(float (&x)[4], const float* p) {
+  uint32_t word[4];
+  load_words(word, p);
+  for (int i = 0; i < 4; i++) x[i] = float_from_bits(word[i]);
+}
+DEVICE void store4(float* p, const float (&x)[4]) {
+  store_words(p, {bits_of_float(x[0]), bits_of_float(x[1]), bits_of_float(x[2]), bits_of_float(x[3])});
+}
 
-struct alignas(16) floatx4 {
-  float v[4];
-};
+// Eight elements at a 16-byte boundary.
+DEVICE void load8(float (&x)[8], const bf16* p) {
+  bf16x8 v;
+  load_words(v.pair, p);
+  unpack(v, x);
+}
+DEVICE void store8(bf16* p, const float (&x)[8]) { store_words(p, pack(x).pair); }
 DEVICE void load8(float (&x)[8], const float* p) {
-  const floatx4 a = reinterpret_cast<const floatx4*>(p)[0], b = reinterpret_cast<const floatx4*>(p)[1];
+  float low[4], high[4];
+  load4(low, p);
+  load4(high, p + 4);
   for (int i = 0; i < 4; i++) {
-    x[i] = a.v[i];
-    x[i + 4] = b.v[i];
+    x[i] = low[i];
+    x[i + 4] = high[i];
   }
 }
 DEVICE void store8(float* p, const float (&x)[8]) {
-  reinterpret_cast<floatx4*>(p)[0] = {x[0], x[1], x[2], x[3]};
-  reinterpret_cast<floatx4*>(p)[1] = {x[4], x[5], x[6], x[7]};
+  store4(p, {x[0], x[1], x[2], x[3]});
+  store4(p + 4, {x[4], x[5], x[6], x[7]});
 }
 
 // Rounds as storing to bf16 and loading again does.

@@ -39,9 +39,9 @@ decode_write_kv(const bf16* qk, const bf16* qkv, const AttentionTile* tiles, con
     const uint32_t slot = position % kPage;
     float x[8];
     load8(x, qk + row * ((heads + kv_heads) * d) + heads * d + column);
-    store8(head + slot * d + c, x);
+    store_words_global(head + slot * d + c, pack(x).pair);
     load8(x, qkv + row * ((heads + 2 * kv_heads) * d) + (heads + kv_heads) * d + column);
-    store8(head + (kPage + slot) * d + c, x);
+    store_words_global(head + (kPage + slot) * d + c, pack(x).pair);
   }
 }
 KERNEL_EXPORT(decode_write_kv)

@@ -58,6 +58,13 @@ DEVICE float fast_exp2(float x) {
   return r;
 }
 
+// 1 / x, within 1 ulp; what would be a denormal is zero.
+DEVICE float fast_reciprocal(float x) {
+  float r;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
+  return r;
+}
+
 DEVICE float shfl_xor(float x, int mask) { return __shfl_xor_sync(FULL_WARP, x, mask); }
 DEVICE uint32_t shfl_xor(uint32_t x, int mask) { return __shfl_xor_sync(FULL_WARP, x, mask); }
 DEVICE double shfl_xor(double x, int mask) { return __shfl_xor_sync(FULL_WARP, x, mask); }
@@ -124,5 +131,30 @@ DEVICE float mul_exact(float a, float b) { return __fmul_rn(a, b); }
 DEVICE float add_exact(float a, float b) { return __fadd_rn(a, b); }
 DEVICE float float_from_bits(uint32_t x) { return __uint_as_float(x); }
 DEVICE uint32_t bits_of_float(float x) { return __float_as_uint(x); }
+
+// 8 or 16 bytes in one access, at a boundary of as many.
+DEVICE void load_words(uint32_t (&r)[2], const void* p) {
+  const uint2 v = *static_cast<const uint2*>(p);
+  r[0] = v.x;
+  r[1] = v.y;
+}
+DEVICE void load_words(uint32_t (&r)[4], const void* p) {
+  const uint4 v = *static_cast<const uint4*>(p);
+  r[0] = v.x;
+  r[1] = v.y;
+  r[2] = v.z;
+  r[3] = v.w;
+}
+DEVICE void store_words(void* p, const uint32_t (&r)[2]) { *static_cast<uint2*>(p) = make_uint2(r[0], r[1]); }
+DEVICE void store_words(void* p, const uint32_t (&r)[4]) {
+  *static_cast<uint4*>(p) = make_uint4(r[0], r[1], r[2], r[3]);
+}
+// The same to global memory, surely as one: for sm_90 and before, nvcc cuts some
+// of the former into words.
+DEVICE void store_words_global(void* p, const uint32_t (&r)[4]) {
+  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};"
+               :: "l"(__cvta_generic_to_global(p)), "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
+               : "memory");
+}
 
 #endif

@@ -131,8 +131,26 @@ fn planted_faults_are_caught() {
         (
             "a tail that is one too long",
             "adamw",
-            "; i < n; i += stride",
-            "; i <= n; i += stride",
+            "; i < singles; i += stride",
+            "; i <= singles; i += stride",
+        ),
+        (
+            "elements beside a boundary that are left out",
+            "adamw",
+            "i < head ? i : i + 4 * fours",
+            "i + 4 * fours",
+        ),
+        (
+            "lanes beyond the last head that write",
+            "qknorm_rope",
+            "if (at.valid()) d.write",
+            "d.write",
+        ),
+        (
+            "wide rows that are taken for dense",
+            "rmsnorm",
+            "size_t(blockIdx.x) * x_stride",
+            "size_t(blockIdx.x) * hidden",
         ),
         (
             "a mask that is off by one",

@@ -130,8 +130,26 @@ DEVICE uint32_t pack_bf16(float low, float high) {
   return uint32_t(to_bf16(low).bits) | uint32_t(to_bf16(high).bits) << 16;
 }
 DEVICE float fast_exp2(float x) { return exp2f(x); }
+DEVICE float fast_reciprocal(float x) { return 1.0f / x; }
 DEVICE float mul_exact(float a, float b) { return a * b; }
 DEVICE float add_exact(float a, float b) { return a + b; }
+
+// Vectors of g++, so that the checker sees one access and not its words.
+typedef uint32_t Words2 __attribute__((vector_size(8), may_alias));
+typedef uint32_t Words4 __attribute__((vector_size(16), may_alias));
+DEVICE void load_words(uint32_t (&r)[2], const void* p) {
+  const Words2 v = *static_cast<const Words2*>(p);
+  for (int i = 0; i < 2; i++) r[i] = v[i];
+}
+DEVICE void load_words(uint32_t (&r)[4], const void* p) {
+  const Words4 v = *static_cast<const Words4*>(p);
+  for (int i = 0; i < 4; i++) r[i] = v[i];
+}
+DEVICE void store_words(void* p, const uint32_t (&r)[2]) { *static_cast<Words2*>(p) = Words2{r[0], r[1]}; }
+DEVICE void store_words(void* p, const uint32_t (&r)[4]) {
+  *static_cast<Words4*>(p) = Words4{r[0], r[1], r[2], r[3]};
+}
+DEVICE void store_words_global(void* p, const uint32_t (&r)[4]) { store_words(p, r); }
 static inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 template <typename T>
 DEVICE T min(T a, T b) { return b < a ? b : a; }

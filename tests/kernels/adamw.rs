@@ -4,17 +4,39 @@
 use arca::device::cpu::Cpu;
 use arca::ops::adamw::{AdamW, AdamWStep};
 
+use arca::device::{Slice, SliceMut};
+
 use super::{On, Tensor, random, test_device};
 
 test_device!(update);
 test_device!(norm);
 
-fn run<D: AdamW>(on: &On<D>, n: usize, steps: u64) -> Vec<f32> {
-    let state = |seed| -> Tensor<D, f32> { on.float(&random(n, seed)) };
-    let (mut params, mut m) = (state(1), on.float::<f32>(&vec![0.0; n]));
-    let mut v = on.float::<f32>(&vec![0.0; n]);
+/// Elements of a tensor from `start` on.
+fn from<D: AdamW>(t: &Tensor<D, f32>, start: usize) -> Slice<'_, D, f32> {
+    Slice {
+        buf: &t.buf,
+        start,
+        len: t.len - start,
+    }
+}
+
+fn from_mut<D: AdamW>(t: &mut Tensor<D, f32>, start: usize) -> SliceMut<'_, D, f32> {
+    SliceMut {
+        buf: &mut t.buf,
+        start,
+        len: t.len - start,
+    }
+}
+
+/// `n` parameters; gradients, parameters and moments begin so many elements
+/// into their buffers.
+fn run<D: AdamW>(on: &On<D>, n: usize, starts: [usize; 4], steps: u64) -> Vec<f32> {
+    let state = |seed, start| -> Tensor<D, f32> { on.float(&random(start + n, seed)) };
+    let mut params = state(1, starts[1]);
+    let mut m = on.float::<f32>(&vec![0.0; starts[2] + n]);
+    let mut v = on.float::<f32>(&vec![0.0; starts[3] + n]);
     for step in 1..=steps {
-        let grads = state(10 + step);
+        let grads = state(10 + step, starts[0]);
         let constants = AdamWStep {
             learning_rate: 3e-3,
             beta1: 0.9,
@@ -28,10 +50,10 @@ fn run<D: AdamW>(on: &On<D>, n: usize, steps: u64) -> Vec<f32> {
             .adamw(
                 &on.ctx(),
                 &constants,
-                grads.slice(),
-                params.slice_mut(),
-                m.slice_mut(),
-                v.slice_mut(),
+                from(&grads, starts[0]),
+                from_mut(&mut params, starts[1]),
+                from_mut(&mut m, starts[2]),
+                from_mut(&mut v, starts[3]),
             )
             .unwrap();
     }
@@ -40,8 +62,15 @@ fn run<D: AdamW>(on: &On<D>, n: usize, steps: u64) -> Vec<f32> {
 
 fn update<D: AdamW>(on: &On<D>) {
     let cpu = On::new(Cpu::<f32>::new());
-    for n in [1, 31, 1000, 9001] {
-        assert_eq!(run(on, n, 3), run(&cpu, n, 3), "{n} parameters");
+    // At 16-byte boundaries, beside them together, and never together.
+    for starts in [[0; 4], [1; 4], [3; 4], [0, 0, 1, 0]] {
+        for n in [1, 2, 31, 1000, 9001] {
+            assert_eq!(
+                run(on, n, starts, 3),
+                run(&cpu, n, starts, 3),
+                "{n} parameters from {starts:?}"
+            );
+        }
     }
 }
 
@@ -53,5 +82,9 @@ fn norm<D: AdamW>(on: &On<D>) {
         let norm = || on.device.squared_norm(&on.ctx(), x.slice()).unwrap();
         assert!((norm() - want).abs() <= 1e-12 * want, "{n} elements");
         assert_eq!(norm().to_bits(), norm().to_bits(), "two runs");
+        // The order of the sum is that of the elements, wherever they lie.
+        let shifted = on.float::<f32>(&[&[7.0], &random(n, 5)[..]].concat());
+        let again = on.device.squared_norm(&on.ctx(), from(&shifted, 1));
+        assert_eq!(norm().to_bits(), again.unwrap().to_bits(), "{n} elements");
     }
 }

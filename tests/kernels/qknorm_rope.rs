@@ -13,8 +13,9 @@ test_device!(forward);
 test_device!(backward);
 test_cuda!(wide_rows);
 
-fn shapes() -> [ModelShape; 2] {
-    [shape(64, 4, 2), shape(128, 3, 1)]
+/// Heads that fill a warp and that do not; more than a block holds at a time.
+fn shapes() -> [ModelShape; 3] {
+    [shape(64, 4, 2), shape(128, 3, 1), shape(128, 66, 3)]
 }
 
 struct Bed<D: QkNormRope> {

@@ -8,7 +8,7 @@ use half::bf16;
 
 use super::{On, ROOM, assert_close, narrow, random, references, test_cuda, test_device};
 
-const SHAPES: [(usize, usize); 5] = [(1, 16), (3, 48), (33, 128), (2, 2064), (2, 8208)];
+const SHAPES: [(usize, usize); 6] = [(1, 16), (3, 48), (33, 128), (5, 1024), (2, 2064), (2, 8208)];
 
 test_device!(forward);
 test_device!(backward);

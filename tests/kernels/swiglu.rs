@@ -5,7 +5,8 @@ use arca::ops::swiglu::SwiGlu;
 
 use super::{On, ROOM, assert_close, narrow, random, references, test_cuda, test_device};
 
-const SHAPES: [(usize, usize); 4] = [(1, 16), (7, 48), (65, 256), (3, 1040)];
+/// More rows than are taken at a time, and rows of more than one block.
+const SHAPES: [(usize, usize); 5] = [(1, 16), (7, 48), (65, 256), (150, 40), (3, 2064)];
 
 test_device!(forward);
 test_device!(backward);

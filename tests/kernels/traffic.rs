@@ -59,6 +59,17 @@ fn report(on: &On<Cuda>, op: &str, cost: Cost) -> KernelStats {
     sum
 }
 
+/// A request asks for all of the sectors that it touches, on average: what lanes
+/// share counts once for each. Single values of a row may cost 3 %.
+fn assert_whole_sectors(op: &str, sum: &KernelStats) {
+    let moved = sum.global_bytes_read + sum.global_bytes_written;
+    assert!(
+        100 * 32 * sum.sectors <= 103 * moved,
+        "{op} touches {} sectors for {moved} bytes",
+        sum.sectors
+    );
+}
+
 fn device() -> On<Cuda> {
     let settings = EmulatorSettings {
         checked: true,
@@ -95,11 +106,12 @@ fn streams_move_their_minimum() {
             rstd.slice_mut(),
         )
         .unwrap();
-    report(
+    let sum = report(
         &on,
         "rmsnorm_forward",
         cost::rmsnorm_forward(rows, hidden, 2, 2),
     );
+    assert_whole_sectors("rmsnorm_forward", &sum);
     let mut dh = on.float::<f32>(&random(n, 4));
     on.device
         .rmsnorm_backward(
@@ -113,23 +125,21 @@ fn streams_move_their_minimum() {
             x.slice_mut(),
         )
         .unwrap();
-    report(
-        &on,
-        "rmsnorm_backward",
-        cost::rmsnorm_backward(rows, hidden, 2, 2),
+    let least = cost::rmsnorm_backward(rows, hidden, 2, 2);
+    let sum = report(&on, "rmsnorm_backward", least);
+    assert_whole_sectors("rmsnorm_backward", &sum);
+    // The row is read once; the weight twice, for every row, and rstd by every lane.
+    let shared = 4 * rows * (2 * hidden + 32);
+    assert!(
+        sum.global_bytes_read + sum.global_bytes_written <= least.bytes as u64 + shared as u64,
+        "rmsnorm_backward reads its row again"
     );
     let gate_up = on.act(&random(2 * n, 5));
     on.device
         .swiglu_forward(&on.ctx(), rows, hidden, gate_up.slice(), x.slice_mut())
         .unwrap();
     let sum = report(&on, "swiglu_forward", cost::swiglu_forward(rows, hidden, 2));
-    // Whole sectors: a warp's 512 bytes are 16. (Eight f32 of a thread are two
-    // accesses of half a sector each, whose other half comes from L1; the norms
-    // have those too.)
-    assert!(
-        sum.sectors <= 16 * sum.requests,
-        "swiglu_forward is not coalesced"
-    );
+    assert_whole_sectors("swiglu_forward", &sum);
     let mut d_gate_up = on.dirty::<bf16>(2 * n);
     on.device
         .swiglu_backward(
@@ -141,11 +151,12 @@ fn streams_move_their_minimum() {
             d_gate_up.slice_mut(),
         )
         .unwrap();
-    report(
+    let sum = report(
         &on,
         "swiglu_backward",
         cost::swiglu_backward(rows, hidden, 2),
     );
+    assert_whole_sectors("swiglu_backward", &sum);
     let mut batch = Batch::default();
     batch.push_segment(&vec![0; rows], &[], None);
     batch.residual_pairs = (0..rows as u32 / 2).map(|i| (2 * i, 2 * i + 1)).collect();
@@ -177,9 +188,15 @@ fn streams_move_their_minimum() {
             v.slice_mut(),
         )
         .unwrap();
-    report(&on, "adamw", cost::adamw(n));
+    let sum = report(&on, "adamw", cost::adamw(n));
+    assert_whole_sectors("adamw", &sum);
+    // 16 bytes a lane, but for the last warp's: 512 bytes a request.
+    assert!(sum.global_bytes_read + sum.global_bytes_written >= 500 * sum.requests);
+    let n = 2 * 8192;
+    let g = on.float::<f32>(&random(n, 9));
     on.device.squared_norm(&on.ctx(), g.slice()).unwrap();
-    report(&on, "squared_norm", cost::squared_norm(n));
+    let sum = report(&on, "squared_norm", cost::squared_norm(n));
+    assert_whole_sectors("squared_norm", &sum);
 }
 
 #[test]
@@ -214,7 +231,8 @@ fn heads_move_their_minimum() {
             )
             .unwrap();
         let name = format!("qknorm_rope {}", shape.head_dim);
-        report(&on, &name, cost::qknorm_rope_forward(rows, &shape, 2));
+        let sum = report(&on, &name, cost::qknorm_rope_forward(rows, &shape, 2));
+        assert_wide_heads(&name, &sum);
         on.device
             .qknorm_rope_backward(
                 &on.ctx(),
@@ -229,8 +247,20 @@ fn heads_move_their_minimum() {
             )
             .unwrap();
         let name = format!("{name} backward");
-        report(&on, &name, cost::qknorm_rope_backward(rows, &shape, 2));
+        let sum = report(&on, &name, cost::qknorm_rope_backward(rows, &shape, 2));
+        assert_wide_heads(&name, &sum);
     }
+}
+
+/// Sixteen bytes a lane: 512 bytes a request, but for the one of the position.
+fn assert_wide_heads(op: &str, sum: &KernelStats) {
+    assert_whole_sectors(op, sum);
+    let moved = sum.global_bytes_read + sum.global_bytes_written;
+    assert!(
+        moved >= 450 * sum.requests,
+        "{op} makes {} requests for {moved} bytes",
+        sum.requests
+    );
 }
 
 #[test]

@@ -32,7 +32,7 @@ impl AdamW for Cuda {
         )?;
         self.launch(
             ctx,
-            Launch::new("adamw_total_norm", [1, 1, 1], 32)
+            Launch::new("adamw_total_norm", [1, 1, 1], 256)
                 .ptr("partial", &partial)
                 .ptr("total", &total)
                 .u32("count", count),
@@ -53,9 +53,10 @@ impl AdamW for Cuda {
         v: SliceMut<Self, f32>,
     ) -> Result<()> {
         let c = step.constants();
+        let fours = grads.len.div_ceil(4);
         self.launch(
             ctx,
-            Launch::new("adamw_update", stride_grid(self, grads.len, 256), 256)
+            Launch::new("adamw_update", stride_grid(self, fours, 256), 256)
                 .ptr("grads", &grads)
                 .ptr("params", &params)
                 .ptr("m", &m)

@@ -9,12 +9,15 @@ use crate::device::{Ctx, Device, Slice, SliceMut};
 use crate::model::config::ModelShape;
 use crate::ops::qknorm_rope::{QkNormRope, QkNormWeights, RopeTable};
 
-/// Heads of one block: a warp each.
-const HEADS: usize = 8;
+/// Most threads of a block.
+const MOST: usize = 512;
 
-fn grid(rows: usize, shape: &ModelShape) -> [u32; 3] {
-    let heads = rows * (shape.num_heads + shape.num_kv_heads);
-    [heads.div_ceil(HEADS) as u32, 1, 1]
+/// Threads of a row's block: `head_dim / 16` for each head, or an even share of
+/// them where they are more than a block has.
+fn threads(shape: &ModelShape) -> u32 {
+    let lanes = (shape.num_heads + shape.num_kv_heads) * (shape.head_dim / 16);
+    let rounds = lanes.div_ceil(MOST).max(1);
+    lanes.div_ceil(rounds).next_multiple_of(32) as u32
 }
 
 impl QkNormRope for Cuda {
@@ -32,7 +35,7 @@ impl QkNormRope for Cuda {
         let kernel = by_head_dim(shape, "qknorm_rope_forward_64", "qknorm_rope_forward_128")?;
         self.launch(
             ctx,
-            Launch::new(kernel, grid(rows, shape), 32 * HEADS as u32)
+            Launch::new(kernel, [rows as u32, 1, 1], threads(shape))
                 .ptr("qkv", &qkv)
                 .ptr("positions", &batch.lists.positions)
                 .ptr("q_weight", &weights.q)
@@ -40,7 +43,6 @@ impl QkNormRope for Cuda {
                 .ptr("cos", &rope.cos)
                 .ptr("sin", &rope.sin)
                 .ptr("qk", &qk)
-                .u32("rows", rows)
                 .u32("heads", shape.num_heads)
                 .u32("kv_heads", shape.num_kv_heads)
                 .f32("eps", shape.rms_norm_eps),
@@ -62,7 +64,7 @@ impl QkNormRope for Cuda {
         let kernel = by_head_dim(shape, "qknorm_rope_backward_64", "qknorm_rope_backward_128")?;
         self.launch(
             ctx,
-            Launch::new(kernel, grid(rows, shape), 32 * HEADS as u32)
+            Launch::new(kernel, [rows as u32, 1, 1], threads(shape))
                 .ptr("qkv", &qkv)
                 .ptr("d_qk", &d_qk)
                 .ptr("positions", &batch.lists.positions)
@@ -71,7 +73,6 @@ impl QkNormRope for Cuda {
                 .ptr("cos", &rope.cos)
                 .ptr("sin", &rope.sin)
                 .ptr("d_qkv", &d_qkv)
-                .u32("rows", rows)
                 .u32("heads", shape.num_heads)
                 .u32("kv_heads", shape.num_kv_heads)
                 .u32("d_stride", d_qkv.stride(rows))

@@ -8,6 +8,16 @@ use crate::device::cuda::{Address, Cuda, CudaBuf, Launch};
 use crate::device::{Ctx, Float, Slice, SliceMut};
 use crate::ops::rmsnorm::{NormShape, ResidualAdd, RmsNorm};
 
+/// Elements of a row for each thread of its block: what the kernel keeps in
+/// registers.
+const EACH: usize = 16;
+/// Most threads of a block: longer rows are read twice.
+const MOST: usize = 512;
+
+fn threads(hidden: usize) -> u32 {
+    hidden.div_ceil(EACH).next_multiple_of(32).min(MOST) as u32
+}
+
 impl RmsNorm for Cuda {
     fn rmsnorm_forward<R: Float>(
         &self,
@@ -22,7 +32,7 @@ impl RmsNorm for Cuda {
         let kernel = by_type::<R>("rmsnorm_forward_bf16", "rmsnorm_forward_f32")?;
         self.launch(
             ctx,
-            Launch::new(kernel, [shape.rows as u32, 1, 1], 256)
+            Launch::new(kernel, [shape.rows as u32, 1, 1], threads(shape.hidden))
                 .maybe("previous", add.as_ref().map(|a| a.0.address()))
                 .maybe("y", add.as_ref().map(|a| a.1.address()))
                 .ptr("h", &h)
@@ -49,7 +59,7 @@ impl RmsNorm for Cuda {
         let kernel = by_type::<R>("rmsnorm_backward_bf16", "rmsnorm_backward_f32")?;
         self.launch(
             ctx,
-            Launch::new(kernel, [shape.rows as u32, 1, 1], 256)
+            Launch::new(kernel, [shape.rows as u32, 1, 1], threads(shape.hidden))
                 .ptr("h", &h)
                 .ptr("weight", weight)
                 .ptr("rstd", &rstd)
