@@ -418,6 +418,47 @@ impl<A: Float> Cpu<A> {
     }
 }
 
+impl<A: Float> Cpu<A> {
+    /// grads as `[n, m]` += the transpose of a product `[m, n]` over `k` rows,
+    /// n in whole panels: the wide operand is read along its rows, as it lies,
+    /// and each of its elements is used for m sums at once.
+    fn gradient_turned(
+        (m, n, k): (usize, usize, usize),
+        left: Left<A>,
+        right: Right<A>,
+        grads: &mut [f32],
+    ) {
+        let shared = pool::Shared::new(grads);
+        gemm::blocks(
+            m,
+            n / LANES,
+            k,
+            |block, mut sums| {
+                let first = block.panels.start * LANES;
+                for (i, row) in block.rows.clone().enumerate() {
+                    for (j, sum) in sums.row(i, block.stride()).iter_mut().enumerate() {
+                        // SAFETY: blocks do not overlap.
+                        *sum = unsafe { shared.slice_mut((first + j) * m + row, 1) }[0];
+                    }
+                }
+                let (rows, panels) = (block.rows.clone(), block.panels.clone());
+                gemm::accumulate(rows, panels, k, left, right, sums);
+            },
+            |block, acc| {
+                let first = block.panels.start * LANES;
+                for (i, row) in block.rows.clone().enumerate() {
+                    let acc = &acc[i * block.stride()..][..block.stride()];
+                    for (j, sum) in acc.iter().enumerate() {
+                        // SAFETY: as above.
+                        let to = unsafe { shared.slice_mut((first + j) * m + row, 1) };
+                        to[0] = *sum;
+                    }
+                }
+            },
+        );
+    }
+}
+
 impl<A: Float> Lora for Cpu<A> {
     type Adapters = CpuAdapters;
 
@@ -597,19 +638,30 @@ impl<A: Float> Lora for Cpu<A> {
                     da,
                 );
             }
-            let up = Left {
-                data: &dy.host()[first..],
-                row_stride: 1,
-                col_stride: total,
-            };
-            let right = Right {
-                data: &s.host()[offset..],
-                panel_stride: LANES,
-                k_stride: s.stride(rows),
-                pairs: false,
-            };
             let db = &mut grads[f.b..f.b + widths[p] * f.r];
-            Self::gradient((widths[p], f.r, rows), up, right, db);
+            let (s, s_width) = (&s.host()[offset..], s.stride(rows));
+            if widths[p].is_multiple_of(LANES) && total.is_multiple_of(LANES) {
+                let left = Left {
+                    data: s,
+                    row_stride: 1,
+                    col_stride: s_width,
+                };
+                let right = Right::row_major(&dy.host()[first..], total);
+                Self::gradient_turned((f.r, widths[p], rows), left, right, db);
+            } else {
+                let up = Left {
+                    data: &dy.host()[first..],
+                    row_stride: 1,
+                    col_stride: total,
+                };
+                let right = Right {
+                    data: s,
+                    panel_stride: LANES,
+                    k_stride: s_width,
+                    pairs: false,
+                };
+                Self::gradient((widths[p], f.r, rows), up, right, db);
+            }
             offset += f.r.next_multiple_of(LANES);
         }
         Ok(())

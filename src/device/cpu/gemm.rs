@@ -242,11 +242,28 @@ pub fn blocks(
     fill: impl Fn(&Block, Sums) + Sync + Send,
     write: impl Fn(&Block, &[f32]) + Sync + Send,
 ) {
-    cut(rows, panels, k, |block| {
-        with_buffer(block.rows.len() * block.stride(), |acc| {
-            fill(&block, Sums::new(acc, block.stride()));
-            write(&block, acc);
-        });
+    cut(rows, panels, PANEL_BLOCK, k, |block| in_buffer(&block, &fill, &write));
+}
+
+/// The same in few wide blocks, for a right operand that is row-major and
+/// long: some steps of it are gone through for all panels while its pages and
+/// lines are at hand.
+pub fn wide_blocks(
+    rows: usize,
+    panels: usize,
+    k: usize,
+    fill: impl Fn(&Block, Sums) + Sync + Send,
+    write: impl Fn(&Block, &[f32]) + Sync + Send,
+) {
+    let each = panels.div_ceil(2 * pool::threads());
+    let each = each.next_multiple_of(PANEL_BLOCK);
+    cut(rows, panels, each, k, |block| in_buffer(&block, &fill, &write));
+}
+
+fn in_buffer(block: &Block, fill: impl Fn(&Block, Sums), write: impl Fn(&Block, &[f32])) {
+    with_buffer(block.rows.len() * block.stride(), |acc| {
+        fill(block, Sums::new(acc, block.stride()));
+        write(block, acc);
     });
 }
 
@@ -262,18 +279,18 @@ pub fn blocks_within(
     fill: impl Fn(&Block, Sums) + Sync + Send,
 ) {
     debug_assert!(panels * LANES <= stride);
-    cut(rows, panels, k, |block| {
+    cut(rows, panels, PANEL_BLOCK, k, |block| {
         let at = at + block.rows.start * stride + block.panels.start * LANES;
         // SAFETY: blocks do not overlap.
         fill(&block, unsafe { Sums::within(out, at, stride) });
     });
 }
 
-fn cut(rows: usize, panels: usize, k: usize, f: impl Fn(Block) + Sync + Send) {
+fn cut(rows: usize, panels: usize, each: usize, k: usize, f: impl Fn(Block) + Sync + Send) {
     if rows == 0 || panels == 0 {
         return;
     }
-    let panel_blocks = panels.div_ceil(PANEL_BLOCK);
+    let panel_blocks = panels.div_ceil(each);
     // Narrow outputs (LoRA's) are cut along the rows for everybody's sake.
     let wanted = (2 * pool::threads()).div_ceil(panel_blocks);
     let row_blocks = rows

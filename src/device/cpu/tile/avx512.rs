@@ -16,6 +16,9 @@ const MOST_PANELS: usize = 4;
 /// Steps from what is multiplied to what is fetched into the caches: the
 /// hardware's own prefetching stops at each page.
 const AHEAD: usize = 32;
+/// Elements ahead of what is read of a left row that is fetched where a tile
+/// has one panel: such products (LoRA's shrinks) read much and compute little.
+const AHEAD_LEFT: usize = 8 * LANES;
 /// Rows of a product from which a copy of a bf16 right operand in f32 pays.
 const WIDEN_ROWS: usize = 33;
 
@@ -198,6 +201,17 @@ unsafe fn sums<B: Float, const M: usize, const P: usize, const TURNED: bool, con
         let panels: [*const B; P] = black_box(from_fn(|p| o.b.wrapping_add(p * o.panel_stride)));
         let (mut at, mut from) = (0, 0);
         for _ in 0..o.k {
+            if P == 1 && !TURNED && at % LANES == 0 {
+                // Behind a row's end the same row of the tile that comes next.
+                let ahead = at + AHEAD_LEFT;
+                let on = match ahead < o.k {
+                    true => ahead,
+                    false => M * o.row_stride + ahead - o.k,
+                };
+                for row in rows {
+                    _mm_prefetch::<_MM_HINT_T0>(row.wrapping_add(on).cast());
+                }
+            }
             let mut right = [_mm512_setzero_ps(); P];
             for (v, panel) in right.iter_mut().zip(panels) {
                 let at = panel.wrapping_add(from);
