@@ -77,7 +77,8 @@ impl OpTable {
                     continue;
                 }
                 Level::Layer => continue,
-                // The host waits within a phase for what it launched there.
+                // The host waits within a phase for what it launched there, but
+                // for the end of a training forward's head: the backward has that.
                 Level::Phase => (&mut table.phases, end - start),
                 Level::Op => (&mut table.ops, span.seconds()),
             };
@@ -190,6 +191,7 @@ mod tests {
             host,
             device: None,
             cost: Cost { flops, bytes },
+            beside: false,
         }
     }
 

@@ -89,6 +89,8 @@ pub struct UpdateStats {
     pub rows: usize,
     pub scored_sequences: usize,
     pub sequences: usize,
+    /// Until the host has what the head says; a device may still be at u, which
+    /// is the backward's then.
     pub forward: Duration,
     pub score: Duration,
     pub backward: Duration,
@@ -223,6 +225,8 @@ impl Updater {
         for packed in batches {
             let (start, range) = (Instant::now(), profile::phase("forward"));
             let (residuals, hidden) = (record && residuals, record && needs.hidden_states);
+            // The device may still be at the head's last product while the
+            // host works on what it has read.
             let out = self.forward(engine, &packed, true, residuals, hidden)?;
             drop(range);
             stats.forward += start.elapsed();
