@@ -89,8 +89,6 @@ pub struct UpdateStats {
     pub rows: usize,
     pub scored_sequences: usize,
     pub sequences: usize,
-    /// Until the host has what the head says; a device may still be at u, which
-    /// is the backward's then.
     pub forward: Duration,
     pub score: Duration,
     pub backward: Duration,
