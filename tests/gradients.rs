@@ -402,7 +402,7 @@ proptest! {
         let x = random(rows * hidden, seed);
         let run = |x: &[f32]| {
             let (mut lp, mut h, mut u) = (dirty(pairs.len()), dirty(pairs.len()), dirty(grad_pairs * hidden));
-            device.logprob_forward(&CTX, &batch, &head, temperature, all(&buf(x)), all_mut(&mut lp), all_mut(&mut h), Some(all_mut(&mut u))).unwrap();
+            device.logprob_forward(&CTX, &CTX, &batch, &head, temperature, all(&buf(x)), all_mut(&mut lp), all_mut(&mut h), Some(all_mut(&mut u))).unwrap();
             (lp.data, h.data, u)
         };
         let (lp, entropy, _) = run(&x);

@@ -84,6 +84,15 @@ pub trait Device: Send + Sync + Sized + 'static {
         Ok(())
     }
     fn new_stream(&self) -> Result<Self::Stream>;
+    /// A stream for copies, with no scratch for ops.
+    fn new_copy_stream(&self) -> Result<Self::Stream> {
+        self.new_stream()
+    }
+    /// Let what `ctx` is given from now on wait for all that `other` was given
+    /// so far, and for nothing later.
+    fn follow(&self, _ctx: &Ctx<Self>, _other: &Ctx<Self>) -> Result<()> {
+        Ok(())
+    }
     /// Zero-filled.
     fn alloc<T: Element>(&self, len: usize) -> Result<Self::Buf<T>>;
     /// The same, from what is reserved for the role.
@@ -151,8 +160,8 @@ pub trait Device: Send + Sync + Sized + 'static {
     fn mark(&self, _: &Ctx<Self>) -> Result<Option<Mark>> {
         Ok(None)
     }
-    /// Seconds from the first of these marks to each, in order of their
-    /// recording, waiting for the last. All but the last are given up.
+    /// Seconds from the first of these marks to each, waiting for all. All but
+    /// the last are given up.
     fn mark_times(&self, marks: &[Mark]) -> Result<Vec<f64>> {
         anyhow::ensure!(marks.is_empty(), "marks of another device");
         Ok(Vec::new())

@@ -172,7 +172,7 @@ impl AdapterLayout {
         let Some(first) = factors.next() else {
             return 0..0;
         };
-        let last = factors.last().unwrap_or(first);
+        let last = factors.next_back().unwrap_or(first);
         first.a..last.b + last.outputs * last.r
     }
 

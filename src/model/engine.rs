@@ -20,7 +20,7 @@ use crate::model::qwen3::Model;
 use crate::ops::Ops;
 use crate::ops::cost::{self, Cost};
 use crate::ops::sample::{SampleRequest, Sampled};
-use crate::profile::op;
+use crate::profile::{beside, op};
 
 /// An adapter on the device: its map and its f32 master copy.
 pub struct Resident<D: Ops> {
@@ -52,6 +52,8 @@ pub struct HeadOutput {
 pub struct Engine<D: HalfLayers> {
     pub device: D,
     stream: D::Stream,
+    /// What the host reads while the other stream goes on.
+    reader: D::Stream,
     pub model: Model<D>,
     pub capacity: Capacity,
     adapters: D::Adapters,
@@ -87,6 +89,7 @@ impl<D: HalfLayers> Engine<D> {
     pub fn with_plan(device: D, dir: &Path, plan: Plan) -> Result<Self> {
         let (capacity, training) = (plan.capacity, plan.training);
         let stream = device.new_stream()?;
+        let reader = device.new_copy_stream()?;
         let ctx = Ctx { stream: &stream };
         for role in [Role::Weights, Role::Adapters, Role::Staging] {
             device.reserve(role, plan.role_bytes(role))?;
@@ -122,6 +125,7 @@ impl<D: HalfLayers> Engine<D> {
             model,
             capacity,
             stream,
+            reader,
             plan,
             region,
             phase: Phase::Forward,
@@ -332,7 +336,7 @@ impl<D: HalfLayers> Engine<D> {
     }
 
     /// Forward and head of a packed batch. With `training`, u is kept for
-    /// [`Engine::backward`].
+    /// [`Engine::backward`]; a device may still be at work on it on return.
     pub fn run_packed(
         &mut self,
         batch: Batch,
@@ -349,6 +353,9 @@ impl<D: HalfLayers> Engine<D> {
         let hidden_size = self.model.shape.hidden_size;
         let ctx = Ctx {
             stream: &self.stream,
+        };
+        let reader = Ctx {
+            stream: &self.reader,
         };
         let u_pairs = if training { grad_pairs } else { 0 };
         let u = match (&mut self.scratch, training) {
@@ -371,6 +378,7 @@ impl<D: HalfLayers> Engine<D> {
             || {
                 self.device.logprob_forward(
                     &ctx,
+                    &reader,
                     &self.batch,
                     &self.model.head,
                     temperature,
@@ -388,9 +396,9 @@ impl<D: HalfLayers> Engine<D> {
         };
         let n = out.residuals.len();
         let bytes = 4 * (2 * pairs + n);
-        op(
+        beside(
             &self.device,
-            &ctx,
+            &reader,
             "download",
             || Cost::of_bytes(bytes),
             || {
@@ -398,10 +406,10 @@ impl<D: HalfLayers> Engine<D> {
                     (&self.logprobs, &mut out.logprobs),
                     (&self.entropies, &mut out.entropies),
                 ] {
-                    self.device.download(&ctx, slice(buf, pairs), host)?;
+                    self.device.download(&reader, slice(buf, pairs), host)?;
                 }
                 self.device
-                    .download(&ctx, slice(&self.norms, n), &mut out.residuals)
+                    .download(&reader, slice(&self.norms, n), &mut out.residuals)
             },
         )?;
         Ok(out)
@@ -412,7 +420,10 @@ impl<D: HalfLayers> Engine<D> {
     pub fn final_states(&self, rows: usize) -> Result<Vec<f32>> {
         let x = slice(&self.acts.x_final, rows * self.model.shape.hidden_size);
         let mut states = vec![D::Act::default(); x.len];
-        self.device.download(&self.ctx(), x, &mut states)?;
+        let reader = Ctx {
+            stream: &self.reader,
+        };
+        self.device.download(&reader, x, &mut states)?;
         Ok(states.into_iter().map(Float::to_f32).collect())
     }
 
@@ -510,6 +521,10 @@ impl<D: HalfLayers> Engine<D> {
         let x = slice(&self.acts.x_final, rows * self.model.shape.hidden_size);
         let all: Vec<u32> = (0..rows as u32).collect();
         let logits = self.device.logits(&ctx, &self.model.head, x, &all)?;
+        let reader = Ctx {
+            stream: &self.reader,
+        };
+        self.device.follow(&reader, &ctx)?;
         Ok((self.final_states(rows)?, logits))
     }
 

@@ -12,7 +12,7 @@ use half::{bf16, f16};
 use memmap2::Mmap;
 
 use crate::device::cpu::gemm::{self, Block, LANES, Left, Right, Sums};
-use crate::device::cpu::{Cpu, pool};
+use crate::device::cpu::{Cpu, memory, pool};
 use crate::device::{Ctx, Device, Float, Slice, SliceMut};
 use crate::ops::lora::{Lora, LoraCall};
 
@@ -201,8 +201,8 @@ impl Panels {
 
     fn zeroed(len: usize, dtype: WeightDtype) -> Panels {
         match dtype {
-            WeightDtype::Bf16 => Panels::Bf16(bytemuck::allocation::zeroed_vec(len)),
-            _ => Panels::F32(bytemuck::allocation::zeroed_vec(len)),
+            WeightDtype::Bf16 => Panels::Bf16(memory::zeroed(len)),
+            _ => Panels::F32(memory::zeroed(len)),
         }
     }
 

@@ -18,10 +18,15 @@ pub trait LogProb: Device + Linear {
     /// For each pair of the batch: log-prob and entropy (nats) of
     /// softmax(x[row] W^T / temperature); for the first `grad_pairs` also u
     /// `[grad_pairs, hidden]` if asked. All overwritten.
+    ///
+    /// `reader` follows log-probs and entropies, and what `ctx` was given
+    /// before, but not all of u: who reads them through it need not wait for
+    /// the last product.
     #[allow(clippy::too_many_arguments)]
     fn logprob_forward(
         &self,
         ctx: &Ctx<Self>,
+        reader: &Ctx<Self>,
         batch: &Self::Batch,
         head: &Self::Matrix,
         temperature: f32,
@@ -152,6 +157,7 @@ impl<A: Float> LogProb for Cpu<A> {
     fn logprob_forward(
         &self,
         _: &Ctx<Self>,
+        _reader: &Ctx<Self>,
         batch: &Self::Batch,
         head: &CpuMatrix,
         temperature: f32,

@@ -385,12 +385,8 @@ impl<A: Float> Cpu<A> {
             let (rows, panels) = (block.rows.clone(), block.panels.clone());
             gemm::accumulate(rows, panels, k, left, right, sums);
         };
-        if n.is_multiple_of(LANES) {
-            gemm::blocks_within(m, n / LANES, k, &shared, 0, n, add);
-            return;
-        }
         let width = |block: &Block| block.stride().min(n - block.panels.start * LANES);
-        gemm::blocks(
+        gemm::wide_blocks(
             m,
             n.div_ceil(LANES),
             k,
@@ -429,7 +425,7 @@ impl<A: Float> Cpu<A> {
         grads: &mut [f32],
     ) {
         let shared = pool::Shared::new(grads);
-        gemm::blocks(
+        gemm::wide_blocks(
             m,
             n / LANES,
             k,

@@ -152,7 +152,22 @@ pub fn op<D: Device, T>(
 ) -> Result<T> {
     match listening() {
         false => work(),
-        true => recorded(device, ctx, name, cost, work),
+        true => recorded(device, ctx, (name, false), cost, work),
+    }
+}
+
+/// The same of a stream whose work goes on beside that of other ops.
+#[inline(always)]
+pub fn beside<D: Device, T>(
+    device: &D,
+    ctx: &Ctx<D>,
+    name: &'static str,
+    cost: impl FnOnce() -> Cost,
+    work: impl FnOnce() -> Result<T>,
+) -> Result<T> {
+    match listening() {
+        false => work(),
+        true => recorded(device, ctx, (name, true), cost, work),
     }
 }
 
@@ -161,7 +176,7 @@ pub fn op<D: Device, T>(
 fn recorded<D: Device, T>(
     device: &D,
     ctx: &Ctx<D>,
-    name: &'static str,
+    (name, beside): (&'static str, bool),
     cost: impl FnOnce() -> Cost,
     work: impl FnOnce() -> Result<T>,
 ) -> Result<T> {
@@ -175,7 +190,7 @@ fn recorded<D: Device, T>(
     let out = work()?;
     let last = mark()?;
     let mut full = false;
-    record(|r| full = r.finish_op(cost(), first.zip(last)));
+    record(|r| full = r.finish_op(cost(), first.zip(last), beside));
     drop(range);
     if full {
         read_marks(device)?;
@@ -208,6 +223,8 @@ pub struct Span {
     pub device: Option<[f64; 2]>,
     /// Of an op.
     pub cost: Cost,
+    /// Of an op: whether the device did it beside others.
+    pub beside: bool,
 }
 
 impl Span {
@@ -257,6 +274,7 @@ impl Recorder {
             host: [now, now],
             device: None,
             cost: Cost::default(),
+            beside: false,
         });
         self.open.push(self.spans.len() - 1);
     }
@@ -270,9 +288,10 @@ impl Recorder {
 
     /// What is known of the innermost range, an op, when it ends; whether there
     /// are many marks by now.
-    fn finish_op(&mut self, cost: Cost, marks: Option<(Mark, Mark)>) -> bool {
+    fn finish_op(&mut self, cost: Cost, marks: Option<(Mark, Mark)>, beside: bool) -> bool {
         if let Some(&span) = self.open.last() {
             self.spans[span].cost = cost;
+            self.spans[span].beside = beside;
             if let Some((first, last)) = marks {
                 self.marked.push((span, first, last));
             }

@@ -77,8 +77,9 @@ impl OpTable {
                     continue;
                 }
                 Level::Layer => continue,
-                // The host waits within a phase for what it launched there.
-                Level::Phase => (&mut table.phases, end - start),
+                // Where the device runs behind the host, what it worked there:
+                // the host may be far ahead.
+                Level::Phase => (&mut table.phases, span.seconds()),
                 Level::Op => (&mut table.ops, span.seconds()),
             };
             let row = match rows.iter_mut().find(|r| r.name == span.name) {
@@ -190,6 +191,7 @@ mod tests {
             host,
             device: None,
             cost: Cost { flops, bytes },
+            beside: false,
         }
     }
 

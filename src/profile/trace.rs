@@ -2,7 +2,8 @@
 //! (<https://ui.perfetto.dev>) and chrome://tracing show.
 //!
 //! One track is the host's. Where the device has a clock of its own, a second
-//! one shows what it did and when; the first shows the launches.
+//! one shows what it did and when, a third one copies beside it; the first
+//! shows the launches.
 
 use std::io::{BufWriter, Write};
 use std::path::Path;
@@ -14,6 +15,7 @@ use super::{Level, Profile, Span};
 
 const HOST: u32 = 1;
 const DEVICE: u32 = 2;
+const BESIDE: u32 = 3;
 
 /// Write the file, of the device named so.
 ///
@@ -36,6 +38,7 @@ fn write_to(out: &mut impl Write, profile: &Profile, device: &str) -> std::io::R
     names.push(("thread_name", HOST, "host".into()));
     if own_clock {
         names.push(("thread_name", DEVICE, "device".into()));
+        names.push(("thread_name", BESIDE, "device, copies".into()));
     }
     for (i, (what, tid, name)) in names.into_iter().enumerate() {
         let event = json!({"ph": "M", "name": what, "pid": 1, "tid": tid, "args": {"name": name}});
@@ -44,7 +47,8 @@ fn write_to(out: &mut impl Write, profile: &Profile, device: &str) -> std::io::R
     for span in &profile.spans {
         write!(out, ",\n{}", event(span, HOST, span.host))?;
         if let Some(times) = span.device {
-            write!(out, ",\n{}", event(span, DEVICE, times))?;
+            let track = if span.beside { BESIDE } else { DEVICE };
+            write!(out, ",\n{}", event(span, track, times))?;
         }
     }
     writeln!(out, "\n]}}")

@@ -225,6 +225,8 @@ impl Updater {
         for packed in batches {
             let (begun, range) = (clock.begin(engine)?, profile::phase("forward"));
             let (residuals, hidden) = (record && residuals, record && needs.hidden_states);
+            // The device may still be at the head's last product while the
+            // host works on what it has read.
             let out = self.forward(engine, &packed, true, residuals, hidden)?;
             drop(range);
             clock.end(engine, Timed::Forward, begun)?;

@@ -2,7 +2,8 @@
 // drives a GPU through them is executed where there is none. Loaded in their
 // place by tests/fake_gpu/mod.rs; the emulator is the executable's own.
 //
-// Copies from the host arrive as late as they may. FAKE_GPU names a fault:
+// A stream's work is done as late as it may be: when somebody waits for it. So
+// whoever forgets to wait reads what was there before. FAKE_GPU names a fault:
 // none (or unset), no_device, old_driver, old_gpu, wrong_image, no_memory,
 // lost.
 #include <stdint.h>
@@ -11,6 +12,9 @@
 #include <string.h>
 
 #include <chrono>
+#include <deque>
+#include <functional>
+#include <memory>
 #include <mutex>
 #include <string>
 #include <vector>
@@ -21,25 +25,59 @@ namespace {
 
 using Address = uint64_t;
 enum Result { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NO_DEVICE = 100,
-              NO_BINARY = 209, NOT_FOUND = 500, ILLEGAL_ADDRESS = 700 };
+              NO_BINARY = 209, NOT_FOUND = 500, NOT_READY = 600, ILLEGAL_ADDRESS = 700 };
 
 bool fault(const char* name) {
   const char* wanted = getenv("FAKE_GPU");
   return wanted != nullptr && strcmp(wanted, name) == 0;
 }
 
-struct Copy {
-  Address to;
-  const void* from;
-  size_t bytes;
-};
-std::mutex copies;
-std::vector<Copy> under_way;
+using Work = std::function<int()>;
 
-void arrive() {
-  std::lock_guard<std::mutex> lock(copies);
-  for (const Copy& c : under_way) memcpy(reinterpret_cast<void*>(c.to), c.from, c.bytes);
-  under_way.clear();
+// Work in order; what it says when it fails is said at the next wait.
+struct Stream {
+  std::recursive_mutex lock;
+  std::deque<Work> waiting;
+  uint64_t given = 0, done = 0;
+  int failed = SUCCESS;
+
+  int give(Work work) {
+    std::lock_guard<std::recursive_mutex> hold(lock);
+    waiting.push_back(std::move(work));
+    given++;
+    return SUCCESS;
+  }
+  int wait_for(uint64_t last) {
+    std::lock_guard<std::recursive_mutex> hold(lock);
+    while (done < last && failed == SUCCESS) {
+      const Work work = std::move(waiting.front());
+      waiting.pop_front();
+      failed = work();
+      done++;
+    }
+    return failed;
+  }
+  int wait() {
+    std::lock_guard<std::recursive_mutex> hold(lock);
+    return wait_for(given);
+  }
+};
+
+std::mutex made;
+std::vector<Stream*> streams;
+
+int wait_for_all() {
+  std::vector<Stream*> all;
+  {
+    std::lock_guard<std::mutex> hold(made);
+    all = streams;
+  }
+  int failed = SUCCESS;
+  for (Stream* stream : all) {
+    const int result = stream->wait();
+    if (failed == SUCCESS) failed = result;
+  }
+  return failed;
 }
 
 struct Function {
@@ -47,6 +85,17 @@ struct Function {
   int shared_allowed = 48 << 10;
 };
 using Clock = std::chrono::steady_clock;
+
+// A place in a stream's work; kept by the work that refers to it.
+struct Event {
+  Stream* stream = nullptr;
+  uint64_t place = 0;
+  Clock::time_point at;
+};
+using Handle = std::shared_ptr<Event>;
+Handle& event_of(void* event) { return *static_cast<Handle*>(event); }
+Stream* stream_of(void* stream) { return static_cast<Stream*>(stream); }
+int a_context;
 
 }  // namespace
 
@@ -68,9 +117,9 @@ API int cuDeviceGetAttribute(int* value, int which, int) {
   }
   return SUCCESS;
 }
-API int cuDevicePrimaryCtxRetain(void** c, int) { *c = &under_way; return SUCCESS; }
+API int cuDevicePrimaryCtxRetain(void** c, int) { *c = &a_context; return SUCCESS; }
 API int cuCtxSetCurrent(void*) { return SUCCESS; }
-API int cuCtxSynchronize() { arrive(); return SUCCESS; }
+API int cuCtxSynchronize() { return wait_for_all(); }
 API int cuGetErrorString(int, const char** text) { *text = "a fake fault"; return SUCCESS; }
 
 API int cuModuleLoadData(void** module, const void* image) {
@@ -104,7 +153,7 @@ API int cuMemAlloc_v2(Address* at, size_t bytes) {
   return *at ? SUCCESS : OUT_OF_MEMORY;
 }
 API int cuMemFree_v2(Address at) {
-  arrive();
+  wait_for_all();
   char error[256];
   return arca_emu_free(reinterpret_cast<void*>(at), error, sizeof error) ? ILLEGAL_ADDRESS : SUCCESS;
 }
@@ -113,65 +162,93 @@ API int cuMemGetInfo_v2(size_t* free, size_t* total) {
   return SUCCESS;
 }
 API int cuMemAllocHost_v2(void** at, size_t bytes) { return (*at = malloc(bytes)) ? SUCCESS : OUT_OF_MEMORY; }
-API int cuMemcpyHtoDAsync_v2(Address to, const void* from, size_t n, void*) {
-  std::lock_guard<std::mutex> lock(copies);
-  under_way.push_back({to, from, n});
-  return SUCCESS;
+API int cuMemcpyHtoDAsync_v2(Address to, const void* from, size_t n, void* stream) {
+  return stream_of(stream)->give([=] {
+    memcpy(reinterpret_cast<void*>(to), from, n);
+    return SUCCESS;
+  });
 }
-API int cuMemcpyDtoHAsync_v2(void* to, Address from, size_t n, void*) {
-  arrive();
-  memcpy(to, reinterpret_cast<void*>(from), n);
-  return SUCCESS;
+API int cuMemcpyDtoHAsync_v2(void* to, Address from, size_t n, void* stream) {
+  return stream_of(stream)->give([=] {
+    memcpy(to, reinterpret_cast<void*>(from), n);
+    return SUCCESS;
+  });
 }
-API int cuMemcpyDtoDAsync_v2(Address to, Address from, size_t n, void*) {
-  arrive();
-  memcpy(reinterpret_cast<void*>(to), reinterpret_cast<void*>(from), n);
-  return SUCCESS;
+API int cuMemcpyDtoDAsync_v2(Address to, Address from, size_t n, void* stream) {
+  return stream_of(stream)->give([=] {
+    memcpy(reinterpret_cast<void*>(to), reinterpret_cast<void*>(from), n);
+    return SUCCESS;
+  });
 }
-API int cuMemsetD8Async(Address to, unsigned char value, size_t n, void*) {
-  arrive();
-  memset(reinterpret_cast<void*>(to), value, n);
-  return SUCCESS;
+API int cuMemsetD8Async(Address to, unsigned char value, size_t n, void* stream) {
+  return stream_of(stream)->give([=] {
+    memset(reinterpret_cast<void*>(to), value, n);
+    return SUCCESS;
+  });
 }
 
-API int cuStreamCreate(void** stream, unsigned) { *stream = new int; return SUCCESS; }
-API int cuStreamSynchronize(void*) { arrive(); return SUCCESS; }
-API int cuEventCreate(void** event, unsigned) { *event = new Clock::time_point; return SUCCESS; }
-API int cuEventRecord(void* event, void*) {
-  *static_cast<Clock::time_point*>(event) = Clock::now();
+API int cuStreamCreate(void** stream, unsigned) {
+  std::lock_guard<std::mutex> hold(made);
+  streams.push_back(new Stream);
+  *stream = streams.back();
   return SUCCESS;
 }
-API int cuEventSynchronize(void*) { return SUCCESS; }
+API int cuStreamSynchronize(void* stream) { return stream_of(stream)->wait(); }
+API int cuStreamWaitEvent(void* stream, void* handle, unsigned) {
+  const Event event = *event_of(handle);
+  return stream_of(stream)->give([=] { return event.stream->wait_for(event.place); });
+}
+API int cuEventCreate(void** event, unsigned) { *event = new Handle(new Event); return SUCCESS; }
+API int cuEventRecord(void* handle, void* to) {
+  const Handle event = event_of(handle);
+  event->stream = stream_of(to);
+  std::lock_guard<std::recursive_mutex> hold(event->stream->lock);
+  event->place = event->stream->given + 1;
+  return event->stream->give([=] {
+    event->at = Clock::now();
+    return SUCCESS;
+  });
+}
+API int cuEventSynchronize(void* handle) {
+  const Handle event = event_of(handle);
+  return event->stream->wait_for(event->place);
+}
 API int cuEventElapsedTime_v2(float* ms, void* from, void* to) {
-  auto at = [](void* event) { return *static_cast<Clock::time_point*>(event); };
-  *ms = std::chrono::duration<float, std::milli>(at(to) - at(from)).count();
+  for (const Handle& event : {event_of(from), event_of(to)})
+    if (event->stream->done < event->place) return NOT_READY;
+  *ms = std::chrono::duration<float, std::milli>(event_of(to)->at - event_of(from)->at).count();
   return SUCCESS;
 }
 // A test reads on standard error what was to be profiled.
 API int cuProfilerStart() { fputs("profiler started\n", stderr); return SUCCESS; }
 API int cuProfilerStop() { fputs("profiler stopped\n", stderr); return SUCCESS; }
 API int cuEventDestroy_v2(void* event) {
-  delete static_cast<Clock::time_point*>(event);
+  delete static_cast<Handle*>(event);
   return SUCCESS;
 }
 
 API int cuLaunchKernel(void* handle, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by,
-                       unsigned bz, unsigned shared, void*, void** args, void**) {
-  arrive();
+                       unsigned bz, unsigned shared, void* stream, void** args, void**) {
   if (fault("lost")) return ILLEGAL_ADDRESS;
   const Function& f = *static_cast<Function*>(handle);
   if (int(shared) > f.shared_allowed) return INVALID_VALUE;
-  uint64_t sizes[64];
-  const uint32_t count = arca_emu_parameters(f.name.c_str(), sizes, 64);
-  const uint32_t grid[3] = {gx, gy, gz}, block[3] = {bx, by, bz};
-  const ArcaEmuSettings settings = {0, 0, 80, 1};
-  ArcaEmuStats stats;
-  char error[1024] = "";
-  if (!arca_emu_launch(f.name.c_str(), grid, block, shared, args, sizes, count, &settings, &stats,
-                       error, sizeof error))
-    return SUCCESS;
-  fprintf(stderr, "%s\n", error);
-  return ILLEGAL_ADDRESS;
+  std::vector<uint64_t> sizes(64);
+  const uint32_t count = arca_emu_parameters(f.name.c_str(), sizes.data(), 64);
+  std::vector<uint64_t> values(count);
+  for (uint32_t i = 0; i < count; i++) memcpy(&values[i], args[i], sizes[i]);
+  return stream_of(stream)->give([=, name = f.name]() mutable {
+    std::vector<void*> pointers(count);
+    for (uint32_t i = 0; i < count; i++) pointers[i] = &values[i];
+    const uint32_t grid[3] = {gx, gy, gz}, block[3] = {bx, by, bz};
+    const ArcaEmuSettings settings = {0, 0, 80, 1};
+    ArcaEmuStats stats;
+    char error[1024] = "";
+    if (!arca_emu_launch(name.c_str(), grid, block, shared, pointers.data(), sizes.data(), count, &settings,
+                         &stats, error, sizeof error))
+      return SUCCESS;
+    fprintf(stderr, "%s\n", error);
+    return ILLEGAL_ADDRESS;
+  });
 }
 
 // ------------------------------------------------------------------ cuBLASLt
@@ -215,7 +292,7 @@ void set(void* p, int kind, size_t i, float x) {
 
 }  // namespace
 
-API int cublasLtCreate(void** handle) { *handle = &under_way; return 0; }
+API int cublasLtCreate(void** handle) { *handle = &a_context; return 0; }
 API int cublasLtMatmulDescCreate(void** d, int compute, int scale) {
   *d = new Description;
   return compute == 68 && scale == 0 ? 0 : 7;
@@ -249,24 +326,27 @@ API int cublasLtMatmulAlgoGetHeuristic(void*, void*, void*, void*, void*, void*,
 API int cublasLtMatmul(void*, void* d, const float* alpha, const void* a, const Layout* la,
                        const void* b, const Layout* lb, const float* beta, const void* c,
                        const Layout* lc, void* out, const Layout* ld, const Algorithm* algorithm,
-                       void* workspace, size_t, void*) {
-  arrive();
+                       void* workspace, size_t, void* stream) {
   const void* operands[4] = {a, b, c, out};
   for (int i = 0; i < 4; i++)
     if (uintptr_t(operands[i]) % algorithm->alignment[i] != 0) return 15;
-  const int* t = static_cast<Description*>(d)->transposed;
+  const Description description = *static_cast<Description*>(d);
+  const int* t = description.transposed;
   const uint64_t m = t[0] ? la->columns : la->rows, k = t[0] ? la->rows : la->columns;
   const uint64_t n = t[1] ? lb->rows : lb->columns;
   if (k != (t[1] ? lb->columns : lb->rows) || m != lc->rows || n != lc->columns || !workspace) return 7;
-  for (uint64_t j = 0; j < n; j++) {
-    for (uint64_t i = 0; i < m; i++) {
-      float sum = 0;
-      for (uint64_t x = 0; x < k; x++)
-        sum += element(a, la->kind, t[0] ? i * la->ld + x : x * la->ld + i) *
-               element(b, lb->kind, t[1] ? x * lb->ld + j : j * lb->ld + x);
-      const float before = *beta != 0 ? *beta * element(c, lc->kind, j * lc->ld + i) : 0;
-      set(out, ld->kind, j * ld->ld + i, *alpha * sum + before);
+  return stream_of(stream)->give([=, alpha = *alpha, beta = *beta, la = *la, lb = *lb, lc = *lc, ld = *ld] {
+    const int* t = description.transposed;
+    for (uint64_t j = 0; j < n; j++) {
+      for (uint64_t i = 0; i < m; i++) {
+        float sum = 0;
+        for (uint64_t x = 0; x < k; x++)
+          sum += element(a, la.kind, t[0] ? i * la.ld + x : x * la.ld + i) *
+                 element(b, lb.kind, t[1] ? x * lb.ld + j : j * lb.ld + x);
+        const float before = beta != 0 ? beta * element(c, lc.kind, j * lc.ld + i) : 0;
+        set(out, ld.kind, j * ld.ld + i, alpha * sum + before);
+      }
     }
-  }
-  return 0;
+    return SUCCESS;
+  });
 }

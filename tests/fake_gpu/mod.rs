@@ -7,8 +7,13 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use arca::device::{Ctx, Device, Slice, SliceMut};
+use arca::model::batch::{Batch, Pair};
+use arca::ops::linear::Linear;
+use arca::ops::logprob::LogProb;
+use half::bf16;
 
 use crate::common::{arca, root};
+use crate::kernels::{On, random, weight};
 
 /// The libraries in a folder that LD_LIBRARY_PATH may name.
 fn libraries() -> tempfile::TempDir {
@@ -137,6 +142,79 @@ fn long_copies_arrive() {
     };
     device.download(&ctx, from, &mut back).unwrap();
     assert!(back == parts.concat());
+}
+
+/// In a process of its own: freeing memory waits for all streams of a process.
+#[test]
+fn the_host_reads_while_the_device_works() {
+    let libraries = libraries();
+    if !has_kernels(libraries.path()) {
+        return;
+    }
+    let tests = std::env::current_exe().unwrap();
+    let name = "fake_gpu::scalars_come_before_the_last_u";
+    let done = on_fake(&tests, libraries.path(), "none", &[name, "--exact"]);
+    let text = String::from_utf8_lossy(&done.stdout);
+    assert!(done.status.success(), "{text}");
+    assert!(text.contains("1 passed"), "{text}");
+}
+
+/// Log-probs can be read before the last product with u is done, though pairs
+/// without u come behind. Only where a device does nothing before somebody waits
+/// for it can this be told from luck.
+#[test]
+fn scalars_come_before_the_last_u() {
+    if std::env::var_os("FAKE_GPU").is_none() {
+        return;
+    }
+    let on = On::new(crate::kernels::gpu().unwrap());
+    let device = &on.device;
+    let streams = [(); 2].map(|()| device.new_copy_stream().unwrap());
+    let [reader, third] = [0, 1].map(|i| Ctx {
+        stream: &streams[i],
+    });
+    // Two chunks, of which the second is without gradient.
+    let (rows, pairs, grad_pairs, vocab, hidden) = (50, 4100, 3000, 21, 16);
+    let mut batch = Batch::default();
+    batch.push_segment(&vec![0; rows], &[], None);
+    batch.saved_rows = rows;
+    let pair = |i: usize| Pair {
+        row: (i * 5 % rows) as u32,
+        target: (i * 11 % vocab) as u32,
+    };
+    batch.pairs = (0..pairs).map(pair).collect();
+    batch.grad_pairs = grad_pairs;
+    let batch = on.batch(&batch);
+    let head = device
+        .load_matrix(&[weight(vocab, hidden, 1)], None, true, 0)
+        .unwrap();
+    let x = on.act(&random(rows * hidden, 2));
+    let (mut logprobs, mut entropies) = (on.dirty::<f32>(pairs), on.dirty::<f32>(pairs));
+    let mut u = on.dirty::<bf16>(grad_pairs * hidden);
+    device.wait(&on.ctx()).unwrap();
+    device
+        .logprob_forward(
+            &on.ctx(),
+            &reader,
+            &batch,
+            &head,
+            0.8,
+            x.slice(),
+            logprobs.slice_mut(),
+            entropies.slice_mut(),
+            Some(u.slice_mut()),
+        )
+        .unwrap();
+    let mut early = vec![0f32; pairs];
+    device
+        .download(&reader, logprobs.slice(), &mut early)
+        .unwrap();
+    let mut not_yet = vec![bf16::ZERO; u.len];
+    device.download(&third, u.slice(), &mut not_yet).unwrap();
+    assert!(not_yet.iter().all(|u| u.is_nan()), "u was waited for");
+    assert!(early.iter().all(|x| x.is_finite()));
+    assert_eq!(early, on.get(&logprobs));
+    assert!(on.get(&u).iter().all(|u| u.is_finite()));
 }
 
 /// The vendor's profiler is told to begin and to end around the asked steps.

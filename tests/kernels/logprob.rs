@@ -43,6 +43,7 @@ fn run<D: LogProb>(
     on.device
         .logprob_forward(
             &on.ctx(),
+            &on.ctx(),
             &on.batch(batch),
             &head,
             0.8,
@@ -153,6 +154,7 @@ fn nan_is_not_hidden<D: LogProb>(on: &On<D>) {
     let (mut logprobs, mut entropies) = (on.dirty::<f32>(2), on.dirty::<f32>(2));
     on.device
         .logprob_forward(
+            &on.ctx(),
             &on.ctx(),
             &on.batch(&batch),
             &head,

@@ -76,7 +76,7 @@ fn assert_nested(events: &[Event]) {
         let levels = ["step", "phase", "layer", "op"];
         levels.iter().position(|l| *l == e.level).unwrap()
     };
-    for track in [1, 2] {
+    for track in [1, 2, 3] {
         let mut sorted: Vec<&Event> = events.iter().filter(|e| e.track == track).collect();
         sorted.sort_by(|a, b| {
             let by_start = a.start.total_cmp(&b.start);
@@ -304,8 +304,12 @@ mod with_a_compiler {
         assert!(json["device_peak_bytes"].as_f64().unwrap() > 1e6);
         let events = read(&dir.path().join("trace.json"));
         assert_nested(&events);
-        let (host, device) = (of_level(&events, "op", 1), of_level(&events, "op", 2));
+        let (host, mut device) = (of_level(&events, "op", 1), of_level(&events, "op", 2));
         assert!(!host.is_empty());
+        // What the host reads goes beside the rest.
+        let beside = of_level(&events, "op", 3);
+        assert!(!beside.is_empty() && beside.iter().all(|e| e.name == "download"));
+        device.extend(beside);
         assert_eq!(host.len(), device.len());
         // The emulator runs a launch when it is made: both clocks tell the same.
         let (on_host, on_device) = (total(&host), total(&device));

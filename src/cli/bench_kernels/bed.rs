@@ -470,6 +470,7 @@ impl<'a, D: HalfLayers> Bed<'a, D> {
                 &mut || {
                     device.logprob_forward(
                         ctx,
+                        ctx,
                         &self.batch,
                         &head,
                         1.0,

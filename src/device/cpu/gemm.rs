@@ -10,9 +10,9 @@ use std::marker::PhantomData;
 use std::ops::Range;
 
 use crate::device::Float;
-use crate::device::cpu::pool;
 use crate::device::cpu::simd::{Isa, isa};
 use crate::device::cpu::tile::{self, Operands};
+use crate::device::cpu::{memory, pool};
 
 /// Columns of a panel: two AVX2 registers.
 pub const LANES: usize = 16;
@@ -242,7 +242,9 @@ pub fn blocks(
     fill: impl Fn(&Block, Sums) + Sync + Send,
     write: impl Fn(&Block, &[f32]) + Sync + Send,
 ) {
-    cut(rows, panels, PANEL_BLOCK, k, |block| in_buffer(&block, &fill, &write));
+    cut(rows, panels, PANEL_BLOCK, k, |block| {
+        in_buffer(&block, &fill, &write)
+    });
 }
 
 /// The same in few wide blocks, for a right operand that is row-major and
@@ -257,7 +259,9 @@ pub fn wide_blocks(
 ) {
     let each = panels.div_ceil(2 * pool::threads());
     let each = each.next_multiple_of(PANEL_BLOCK);
-    cut(rows, panels, each, k, |block| in_buffer(&block, &fill, &write));
+    cut(rows, panels, each, k, |block| {
+        in_buffer(&block, &fill, &write)
+    });
 }
 
 fn in_buffer(block: &Block, fill: impl Fn(&Block, Sums), write: impl Fn(&Block, &[f32])) {
@@ -324,7 +328,7 @@ pub fn with_scratch<R>(len: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
 pub fn with_buffer<R>(len: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
     let mut buf = SCRATCH.with(|s| s.borrow_mut().pop()).unwrap_or_default();
     if buf.len() < len {
-        buf = vec![0.0; len.next_power_of_two()];
+        buf = memory::zeroed(len.next_power_of_two());
     }
     let result = f(&mut buf[..len]);
     SCRATCH.with(|s| s.borrow_mut().push(buf));

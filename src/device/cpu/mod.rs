@@ -7,6 +7,7 @@
 //! trainer's log-probs equal.
 
 pub mod gemm;
+pub(crate) mod memory;
 pub mod pool;
 pub mod simd;
 mod tile;
@@ -75,10 +76,8 @@ impl<A: Float> Device for Cpu<A> {
 
     fn alloc<T: Element>(&self, len: usize) -> Result<CpuBuf<T>> {
         self.count(len * size_of::<T>());
-        // `vec![0; n]` of a type whose default is not known to be all-zero
-        // bits would touch every page now; a zeroed allocation is lazy.
         Ok(CpuBuf {
-            data: bytemuck::allocation::zeroed_vec(len),
+            data: memory::zeroed(len),
         })
     }
 

@@ -87,6 +87,8 @@ pub trait Driver: Send + Sync {
     /// Waits for work under way.
     fn free(&self, ptr: u64);
     fn new_stream(&self) -> Result<StreamId>;
+    /// What `stream` is given from now on waits for what `other` was given so far.
+    fn follow(&self, stream: StreamId, other: StreamId) -> Result<()>;
     /// `from` may be reused when this returns.
     fn upload(&self, stream: StreamId, to: u64, from: &[u8]) -> Result<()>;
     /// Waits for the stream's work before it and for the copy.
@@ -107,8 +109,8 @@ pub trait Driver: Send + Sync {
     /// Seconds between two recorded events, waiting for the later; both are
     /// given up.
     fn elapsed(&self, from: EventId, to: EventId) -> Result<f64>;
-    /// Seconds from the first of these events, in order of their recording, to
-    /// each, waiting for the last; all but the last are given up.
+    /// Seconds from the first of these events to each, waiting for all; all but
+    /// the last are given up.
     fn times(&self, events: &[EventId]) -> Result<Vec<f64>>;
     /// Let a profiler begin or end what it collects, where one may be there.
     fn collect(&self, _on: bool) -> Result<()> {

@@ -182,6 +182,11 @@ impl Driver for Emulator {
         Ok(StreamId(1 + self.streams.fetch_add(1, Ordering::Relaxed)))
     }
 
+    /// Whatever a stream was given has been done.
+    fn follow(&self, _: StreamId, _: StreamId) -> Result<()> {
+        Ok(())
+    }
+
     fn upload(&self, _: StreamId, to: u64, from: &[u8]) -> Result<()> {
         self.check("a copy to the device", to, from.len())?;
         // SAFETY: the range is in an allocation, and host memory is elsewhere.

@@ -357,6 +357,21 @@ impl Driver for Gpu {
         Ok(StreamId(streams.len() as u64 - 1))
     }
 
+    fn follow(&self, stream: StreamId, other: StreamId) -> Result<()> {
+        self.enter()?;
+        let (stream, other) = (self.stream(stream)?, self.stream(other)?);
+        let mut event = std::ptr::null_mut();
+        let untimed = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING as u32;
+        cuda!("making an event", sys::cuEventCreate(&mut event, untimed))?;
+        cuda!("recording an event", sys::cuEventRecord(event, other))?;
+        cuda!(
+            "ordering two streams",
+            sys::cuStreamWaitEvent(stream, event, 0)
+        )?;
+        // Who waits for it still does.
+        cuda!("giving an event up", sys::cuEventDestroy_v2(event))
+    }
+
     fn upload(&self, stream: StreamId, to: u64, from: &[u8]) -> Result<()> {
         self.enter()?;
         let stream = self.stream(stream)?;
@@ -521,10 +536,12 @@ impl Driver for Gpu {
             .map(|id| recorded.get(&id.0).copied())
             .collect::<Option<Vec<CUevent>>>()
             .context("an event that was never recorded")?;
-        let Some(&last) = handles.last() else {
+        if handles.is_empty() {
             return Ok(Vec::new());
-        };
-        cuda!("waiting for an event", sys::cuEventSynchronize(last))?;
+        }
+        for &event in &handles {
+            cuda!("waiting for an event", sys::cuEventSynchronize(event))?;
+        }
         // From event to event: an f32 of milliseconds from the first would lose
         // microseconds after some seconds.
         let mut times = vec![0.0];

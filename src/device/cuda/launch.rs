@@ -127,8 +127,10 @@ impl Cuda {
     /// # Errors
     /// Names its sizes.
     pub(crate) fn gemm(&self, ctx: &Ctx<Self>, gemm: &Gemm) -> Result<()> {
+        let products = ctx.stream.products.as_ref();
+        let products = products.context("a product on a stream for copies")?;
         let workspace = ProductWorkspace {
-            ptr: ctx.stream.products.ptr,
+            ptr: products.ptr,
             bytes: PRODUCT_WORKSPACE,
         };
         let done = self.driver.gemm(ctx.stream.id, gemm, workspace);

@@ -97,8 +97,8 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 pub struct CudaStream {
     pub(crate) id: StreamId,
     workspace: Mutex<Option<Allocation>>,
-    /// cuBLASLt's.
-    pub(crate) products: Allocation,
+    /// cuBLASLt's; none on a stream for copies.
+    pub(crate) products: Option<Allocation>,
 }
 
 /// Refuses slices that reach beyond their buffer: a host bug that would corrupt
@@ -152,8 +152,20 @@ impl Device for Cuda {
         Ok(CudaStream {
             id: self.driver.new_stream()?,
             workspace: Mutex::default(),
-            products: self.allocation(PRODUCT_WORKSPACE)?,
+            products: Some(self.allocation(PRODUCT_WORKSPACE)?),
         })
+    }
+
+    fn new_copy_stream(&self) -> Result<CudaStream> {
+        Ok(CudaStream {
+            id: self.driver.new_stream()?,
+            workspace: Mutex::default(),
+            products: None,
+        })
+    }
+
+    fn follow(&self, ctx: &Ctx<Self>, other: &Ctx<Self>) -> Result<()> {
+        self.driver.follow(ctx.stream.id, other.stream.id)
     }
 
     fn alloc<T: Element>(&self, len: usize) -> Result<CudaBuf<T>> {

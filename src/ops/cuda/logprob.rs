@@ -108,6 +108,7 @@ impl LogProb for Cuda {
     fn logprob_forward(
         &self,
         ctx: &Ctx<Self>,
+        reader: &Ctx<Self>,
         batch: &<Self as Device>::Batch,
         head: &CudaMatrix,
         temperature: f32,
@@ -123,7 +124,12 @@ impl LogProb for Cuda {
             Some(_) => batch.host.grad_pairs,
             None => 0,
         };
-        for first in (0..pairs).step_by(chunk.pairs) {
+        if pairs == 0 {
+            return self.follow(reader, ctx);
+        }
+        // From the end: pairs with u come first, so that the last chunk's u is
+        // a whole chunk's, beside which the host works on what it has read.
+        for first in (0..pairs).step_by(chunk.pairs).rev() {
             let count = chunk.pairs.min(pairs - first);
             let rows = batch.lists.pair_rows + 4 * first as u64;
             let targets = batch.lists.pair_targets + 4 * first as u64;
@@ -143,6 +149,9 @@ impl LogProb for Cuda {
                     .u32("columns", columns)
                     .f32("inverse_temperature", 1.0 / temperature),
             )?;
+            if first == 0 {
+                self.follow(reader, ctx)?;
+            }
             let Some(u) = u.as_ref().filter(|_| with_u > 0) else {
                 continue;
             };
