@@ -11,7 +11,7 @@
 use anyhow::Result;
 
 use crate::device::cpu::gemm::{self, LANES, Left, Right, Sums, with_buffer, with_scratch};
-use crate::device::cpu::simd::{exp, ln, max, sum16, vectorized};
+use crate::device::cpu::simd::{exp, fold16, ln, max, sum16, vectorized};
 use crate::device::cpu::{Cpu, pool};
 use crate::device::{Ctx, Device, Float, Slice, SliceMut};
 use crate::model::batch::Batch;
@@ -56,16 +56,23 @@ vectorized! {
     /// Scores of one query over its n keys become unnormalised probabilities;
     /// what lies beyond n becomes zero. Returns (largest scaled score, sum).
     pub(crate) fn softmax_row(scores: &mut [f32], n: usize, scale: f32) -> (f32, f32) {
-        for s in scores[..n].iter_mut() {
-            *s *= scale;
+        let (row, beyond) = scores.split_at_mut(n);
+        beyond.fill(0.0);
+        // Rounding keeps order: the largest scaled score is the largest score's.
+        let top = max(row) * scale;
+        let mut sums = [0f32; LANES];
+        let (whole, rest) = row.as_chunks_mut::<LANES>();
+        for chunk in whole {
+            for (s, sum) in chunk.iter_mut().zip(&mut sums) {
+                *s = exp(*s * scale - top);
+                *sum += *s;
+            }
         }
-        let top = max(&scores[..n]);
-        for s in scores[..n].iter_mut() {
-            *s = exp(*s - top);
+        for (s, sum) in rest.iter_mut().zip(&mut sums) {
+            *s = exp(*s * scale - top);
+            *sum += *s;
         }
-        scores[n..].fill(0.0);
-        let s = &*scores;
-        (top, sum16(n, |i| s[i]))
+        (top, fold16(sums))
     }
 }
 
@@ -294,96 +301,104 @@ impl<A: Float> Attention for Cpu<A> {
                             let reach = before + first + m;
                             let stride = reach.next_multiple_of(LANES);
                             let own: Vec<usize> = (row0..row0 + m).collect();
-                            for head in kv * l.heads_per_kv..(kv + 1) * l.heads_per_kv {
-                                with_scratch(m * (2 * stride + 3 * l.hdp), |buf| {
-                                    let (s, rest) = buf.split_at_mut(m * stride);
-                                    let (dp, rest) = rest.split_at_mut(m * stride);
-                                    let (q, rest) = rest.split_at_mut(m * l.hdp);
-                                    let (go, dq) = rest.split_at_mut(m * l.hdp);
+                            // The heads that share these keys stand one below
+                            // the other: dk and dv are read and written once
+                            // for all of them.
+                            let heads = kv * l.heads_per_kv..(kv + 1) * l.heads_per_kv;
+                            let n = heads.len() * m;
+                            with_buffer(n * (2 * stride + 3 * l.hdp), |buf| {
+                                let (s, rest) = buf.split_at_mut(n * stride);
+                                let (dp, rest) = rest.split_at_mut(n * stride);
+                                let (q, rest) = rest.split_at_mut(n * l.hdp);
+                                let (go, dq) = rest.split_at_mut(n * l.hdp);
+                                for (h, head) in heads.clone().enumerate() {
+                                    let of_head = h * m * l.hdp..(h + 1) * m * l.hdp;
+                                    let (q, go) = (&mut q[of_head.clone()], &mut go[of_head]);
                                     pack_along(q, &own, l.hd, qk, l.qk, head * l.hd);
                                     pack_along(go, &own, l.hd, d_out, l.q, head * l.hd);
-                                    let rows_of = |data| Left {
-                                        data,
-                                        row_stride: l.hdp,
-                                        col_stride: 1,
+                                }
+                                let rows_of = |data| Left {
+                                    data,
+                                    row_stride: l.hdp,
+                                    col_stride: 1,
+                                };
+                                let panels = stride / LANES;
+                                gemm::product(
+                                    0..n,
+                                    0..panels,
+                                    l.hd,
+                                    rows_of(&*q),
+                                    Right::packed(keys, l.hd),
+                                    Sums::new(s, stride),
+                                );
+                                gemm::product(
+                                    0..n,
+                                    0..panels,
+                                    l.hd,
+                                    rows_of(&*go),
+                                    Right::packed(values, l.hd),
+                                    Sums::new(dp, stride),
+                                );
+                                for r in 0..n {
+                                    let (head, i) = (heads.start + r / m, r % m);
+                                    let at = (row0 + i) * l.q + head * l.hd;
+                                    let (go, out) = (&go[r * l.hdp..][..l.hd], &out[at..][..l.hd]);
+                                    let delta = sum16(l.hd, |d| go[d] * out[d].to_f32());
+                                    softmax_backward_row(
+                                        &mut s[r * stride..(r + 1) * stride],
+                                        &mut dp[r * stride..(r + 1) * stride],
+                                        before + first + i + 1,
+                                        scale,
+                                        lse[(row0 + i) * shape.num_heads + head],
+                                        delta,
+                                    );
+                                }
+                                let turned = |data| Left {
+                                    data,
+                                    row_stride: 1,
+                                    col_stride: stride,
+                                };
+                                let wide = 0..l.hdp / LANES;
+                                gemm::accumulate(
+                                    0..reach,
+                                    wide.clone(),
+                                    n,
+                                    turned(&*s),
+                                    Right::row_major(go, l.hdp),
+                                    Sums::new(dv, l.hdp),
+                                );
+                                gemm::accumulate(
+                                    0..reach,
+                                    wide.clone(),
+                                    n,
+                                    turned(&*dp),
+                                    Right::row_major(q, l.hdp),
+                                    Sums::new(dk, l.hdp),
+                                );
+                                let ds = Left {
+                                    data: &*dp,
+                                    row_stride: stride,
+                                    col_stride: 1,
+                                };
+                                gemm::product(
+                                    0..n,
+                                    wide,
+                                    reach,
+                                    ds,
+                                    Right::row_major(key_rows, l.hdp),
+                                    Sums::new(dq, l.hdp),
+                                );
+                                for (r, dq) in dq.chunks_exact(l.hdp).enumerate() {
+                                    let (head, i) = (heads.start + r / m, r % m);
+                                    // SAFETY: one (row, head) each.
+                                    let o = unsafe {
+                                        d_qk.slice_mut((row0 + i) * l.qk + head * l.hd, l.hd)
                                     };
-                                    let panels = stride / LANES;
-                                    gemm::accumulate(
-                                        0..m,
-                                        0..panels,
-                                        l.hd,
-                                        rows_of(&*q),
-                                        Right::packed(keys, l.hd),
-                                        Sums::new(s, stride),
-                                    );
-                                    gemm::accumulate(
-                                        0..m,
-                                        0..panels,
-                                        l.hd,
-                                        rows_of(&*go),
-                                        Right::packed(values, l.hd),
-                                        Sums::new(dp, stride),
-                                    );
-                                    for i in 0..m {
-                                        let at = (row0 + i) * l.q + head * l.hd;
-                                        let delta = sum16(l.hd, |d| {
-                                            go[i * l.hdp + d] * out[at + d].to_f32()
-                                        });
-                                        softmax_backward_row(
-                                            &mut s[i * stride..(i + 1) * stride],
-                                            &mut dp[i * stride..(i + 1) * stride],
-                                            before + first + i + 1,
-                                            scale,
-                                            lse[(row0 + i) * shape.num_heads + head],
-                                            delta,
-                                        );
+                                    for (o, x) in o.iter_mut().zip(dq) {
+                                        *o = A::from_f32(*x);
                                     }
-                                    let turned = |data| Left {
-                                        data,
-                                        row_stride: 1,
-                                        col_stride: stride,
-                                    };
-                                    let wide = 0..l.hdp / LANES;
-                                    gemm::accumulate(
-                                        0..reach,
-                                        wide.clone(),
-                                        m,
-                                        turned(&*s),
-                                        Right::row_major(go, l.hdp),
-                                        Sums::new(dv, l.hdp),
-                                    );
-                                    gemm::accumulate(
-                                        0..reach,
-                                        wide.clone(),
-                                        m,
-                                        turned(&*dp),
-                                        Right::row_major(q, l.hdp),
-                                        Sums::new(dk, l.hdp),
-                                    );
-                                    let ds = Left {
-                                        data: &*dp,
-                                        row_stride: stride,
-                                        col_stride: 1,
-                                    };
-                                    gemm::accumulate(
-                                        0..m,
-                                        wide,
-                                        reach,
-                                        ds,
-                                        Right::row_major(key_rows, l.hdp),
-                                        Sums::new(dq, l.hdp),
-                                    );
-                                    for (i, dq) in dq.chunks_exact(l.hdp).enumerate() {
-                                        // SAFETY: one (row, head) each.
-                                        let o = unsafe {
-                                            d_qk.slice_mut((row0 + i) * l.qk + head * l.hd, l.hd)
-                                        };
-                                        for (o, x) in o.iter_mut().zip(dq) {
-                                            *o = A::from_f32(*x);
-                                        }
-                                    }
-                                });
-                            }
+                                }
+                            });
                         }
                         for (j, &row) in rows.iter().enumerate() {
                             let at = (row - low) * l.hdp;
