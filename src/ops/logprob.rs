@@ -179,25 +179,23 @@ impl<A: Float> LogProb for Cpu<A> {
             let n = logits.len() / padded;
             let with_u = u.is_some() && start < grad_pairs;
             let shared = pool::Shared::new(logits);
-            // What makes probabilities of a row's exponentials: the product is
-            // scaled by it, which is shorter than the row.
-            let mut inverse_sums = vec![0f32; n];
-            let inverses = pool::Shared::new(&mut inverse_sums);
             pool::parallel_rows(n, vocab * 2, |range| {
                 for i in range {
                     // SAFETY: one row each.
-                    let (z, lp, h, inverse) = unsafe {
+                    let (z, lp, h) = unsafe {
                         (
                             &mut shared.slice_mut(i * padded, padded)[..vocab],
                             logprobs.slice_mut(start + i, 1),
                             entropies.slice_mut(start + i, 1),
-                            inverses.slice_mut(i, 1),
                         )
                     };
                     let target = pairs[start + i].target as usize;
                     let stats = row_stats(z, target, 1.0 / temperature);
                     (lp[0], h[0]) = (stats.logprob, stats.entropy);
-                    inverse[0] = 1.0 / stats.sum;
+                    if with_u {
+                        let scale = 1.0 / stats.sum;
+                        z.iter_mut().for_each(|p| *p *= scale);
+                    }
                 }
             });
             if let (true, Some(u), Some(backward)) = (with_u, &u, &head.backward) {
@@ -220,7 +218,6 @@ impl<A: Float> LogProb for Cpu<A> {
                         let width = block.stride().min(hidden - first);
                         for (i, row) in block.rows.clone().enumerate() {
                             let target = pairs[start + row].target as usize;
-                            let scale = inverse_sums[row];
                             // SAFETY: blocks do not overlap.
                             let out = unsafe { u.slice_mut((start + row) * hidden + first, width) };
                             let acc = acc[i * block.stride()..].chunks(LANES);
@@ -228,7 +225,7 @@ impl<A: Float> LogProb for Cpu<A> {
                             for (panel, (out, acc)) in panels {
                                 let w = panel_column(backward, vocab, panel, target);
                                 for ((o, w), a) in out.iter_mut().zip(w).zip(acc) {
-                                    *o = A::from_f32((w - a * scale) / temperature);
+                                    *o = A::from_f32((w - a) / temperature);
                                 }
                             }
                         }
