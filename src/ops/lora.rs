@@ -373,81 +373,49 @@ impl<A: Float> Cpu<A> {
         });
     }
 
-    /// grads[at..] as `[m, n]` += left^T-style product over `k` rows.
+    /// grads += a product `[m, n]` over `k` rows, `turned` where they hold its
+    /// transpose: so dB's wide operand, too, is read along its rows, as it lies,
+    /// and each of its elements is used for m sums at once.
     fn gradient<B: Float>(
         (m, n, k): (usize, usize, usize),
         left: Left<A>,
         right: Right<B>,
         grads: &mut [f32],
+        turned: bool,
     ) {
         let shared = pool::Shared::new(grads);
-        let add = |block: &Block, sums: Sums| {
-            let (rows, panels) = (block.rows.clone(), block.panels.clone());
-            gemm::accumulate(rows, panels, k, left, right, sums);
+        let element = |row: usize, column: usize| {
+            let at = match turned {
+                true => column * m + row,
+                false => row * n + column,
+            };
+            // SAFETY: blocks do not overlap, and no two calls' results live at once.
+            let one: &mut [f32] = unsafe { shared.slice_mut(at, 1) };
+            &mut one[0]
         };
-        let width = |block: &Block| block.stride().min(n - block.panels.start * LANES);
+        let columns = |block: &Block| {
+            let first = block.panels.start * LANES;
+            first..n.min(first + block.stride())
+        };
         gemm::wide_blocks(
             m,
             n.div_ceil(LANES),
             k,
             |block, mut sums| {
                 for (i, row) in block.rows.clone().enumerate() {
-                    // SAFETY: blocks do not overlap.
-                    let g = unsafe {
-                        shared.slice_mut(row * n + block.panels.start * LANES, width(block))
-                    };
-                    sums.row(i, g.len()).copy_from_slice(g);
-                }
-                add(block, sums);
-            },
-            |block, acc| {
-                for (i, row) in block.rows.clone().enumerate() {
-                    // SAFETY: as above.
-                    let g = unsafe {
-                        shared.slice_mut(row * n + block.panels.start * LANES, width(block))
-                    };
-                    let len = g.len();
-                    g.copy_from_slice(&acc[i * block.stride()..][..len]);
-                }
-            },
-        );
-    }
-}
-
-impl<A: Float> Cpu<A> {
-    /// grads as `[n, m]` += the transpose of a product `[m, n]` over `k` rows,
-    /// n in whole panels: the wide operand is read along its rows, as it lies,
-    /// and each of its elements is used for m sums at once.
-    fn gradient_turned(
-        (m, n, k): (usize, usize, usize),
-        left: Left<A>,
-        right: Right<A>,
-        grads: &mut [f32],
-    ) {
-        let shared = pool::Shared::new(grads);
-        gemm::wide_blocks(
-            m,
-            n / LANES,
-            k,
-            |block, mut sums| {
-                let first = block.panels.start * LANES;
-                for (i, row) in block.rows.clone().enumerate() {
-                    for (j, sum) in sums.row(i, block.stride()).iter_mut().enumerate() {
-                        // SAFETY: blocks do not overlap.
-                        *sum = unsafe { shared.slice_mut((first + j) * m + row, 1) }[0];
+                    let sums = sums.row(i, columns(block).len());
+                    for (sum, column) in sums.iter_mut().zip(columns(block)) {
+                        *sum = *element(row, column);
                     }
                 }
                 let (rows, panels) = (block.rows.clone(), block.panels.clone());
                 gemm::accumulate(rows, panels, k, left, right, sums);
             },
-            |block, acc| {
-                let first = block.panels.start * LANES;
+            |block, sums| {
                 for (i, row) in block.rows.clone().enumerate() {
-                    let acc = &acc[i * block.stride()..][..block.stride()];
-                    for (j, sum) in acc.iter().enumerate() {
-                        // SAFETY: as above.
-                        let to = unsafe { shared.slice_mut((first + j) * m + row, 1) };
-                        to[0] = *sum;
+                    let sums = &sums[i * block.stride()..];
+                    for (sum, column) in sums.iter().zip(columns(block)) {
+                        *element(row, column) = *sum;
                     }
                 }
             },
@@ -619,7 +587,8 @@ impl<A: Float> Lora for Cpu<A> {
             };
             let da = &mut grads[f.a..f.a + f.r * inputs];
             if inputs.is_multiple_of(LANES) {
-                Self::gradient((f.r, inputs, rows), down, Right::row_major(x, inputs), da);
+                let right = Right::row_major(x, inputs);
+                Self::gradient((f.r, inputs, rows), down, right, da, false);
             } else {
                 // Rows that end within a panel are padded first.
                 let wide = inputs.next_multiple_of(LANES);
@@ -627,12 +596,8 @@ impl<A: Float> Lora for Cpu<A> {
                 for (to, from) in padded.chunks_exact_mut(wide).zip(x.chunks_exact(inputs)) {
                     to[..inputs].copy_from_slice(from);
                 }
-                Self::gradient(
-                    (f.r, inputs, rows),
-                    down,
-                    Right::row_major(&padded, wide),
-                    da,
-                );
+                let right = Right::row_major(&padded, wide);
+                Self::gradient((f.r, inputs, rows), down, right, da, false);
             }
             let db = &mut grads[f.b..f.b + widths[p] * f.r];
             let (s, s_width) = (&s.host()[offset..], s.stride(rows));
@@ -643,7 +608,7 @@ impl<A: Float> Lora for Cpu<A> {
                     col_stride: s_width,
                 };
                 let right = Right::row_major(&dy.host()[first..], total);
-                Self::gradient_turned((f.r, widths[p], rows), left, right, db);
+                Self::gradient((f.r, widths[p], rows), left, right, db, true);
             } else {
                 let up = Left {
                     data: &dy.host()[first..],
@@ -656,7 +621,7 @@ impl<A: Float> Lora for Cpu<A> {
                     k_stride: s_width,
                     pairs: false,
                 };
-                Self::gradient((widths[p], f.r, rows), up, right, db);
+                Self::gradient((widths[p], f.r, rows), up, right, db, false);
             }
             offset += f.r.next_multiple_of(LANES);
         }
