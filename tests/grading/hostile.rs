@@ -78,6 +78,9 @@ fn hostile_texts_are_judged_in_time() {
         many(r"\sin x \cos y +", 500) + "1",
         many("1,", 4_000) + "1",
         many(r"\pm 1,", 1_000) + "1",
+        // Found by fuzzing: every choice of signs is a copy of the tuple.
+        "(".to_string() + &many(r"\pm 1, ", 4) + &many(r"p\sqrt{0}, ", 80) + "1)",
+        "(".to_string() + &many(r"\pm 1, ", 3) + &many(r"p\sqrt{0}, ", 60) + "1)",
         "(".to_string() + &many(r"\pm 1,", 40) + "1)",
         many(r"\pm", 2_000) + "1",
         many("(1,2),", 1_500) + "(1,2)",

@@ -268,9 +268,10 @@ fn tuple(open: char, items: Vec<Answer>, close: char, budget: &Budget) -> Result
     if signs > MOST_SIGNS {
         return Err(Stop::Budget);
     }
-    // Every tuple is a copy of all elements.
+    // Every tuple is a copy of all elements, made twice on the way, compared and
+    // dropped.
     let sizes: usize = plain.iter().map(size).sum();
-    budget.spend((sizes << signs) * 4)?;
+    budget.spend((sizes << signs) * 12)?;
     let together = plain.iter().any(|item| match item {
         Answer::Value { value, .. } => {
             value.any(&|part| matches!(part, Expr::PlusMinus { flipped: true, .. }))
