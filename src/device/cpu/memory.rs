@@ -10,7 +10,7 @@ const HUGE_PAGE: usize = 2 << 20;
 /// A zeroed vector whose pages are not touched before they are used, large ones
 /// where the system has them: products walk along columns of rows that are
 /// kilobytes long, a page each, and small pages' addresses do not fit in the
-/// processor's tables (4 to 5 % of an update, benches/LOG.md).
+/// processor's tables (2 to 5 % of an update, benches/LOG.md).
 pub fn zeroed<T: Zeroable>(len: usize) -> Vec<T> {
     let mut data: Vec<T> = bytemuck::allocation::zeroed_vec(len);
     if size_of_val(&data[..]) >= LARGE {

@@ -7,7 +7,7 @@ use anyhow::Result;
 use crate::device::memory::{Dtype, MemoryKind, Role};
 use crate::model::adapter::AdapterLayout;
 use crate::model::config::{Group, ModelShape};
-use crate::model::plan::{Capacity, Entry};
+use crate::model::plan::{Capacity, Entry, joined_stride};
 use crate::model::weights::Checkpoint;
 use crate::ops::cuda;
 use crate::ops::linear::{Panels, WeightDtype};
@@ -128,7 +128,9 @@ pub fn weights(
             MemoryKind::Cuda => {
                 let lora = capacity.s_width[group as usize];
                 let elements = cuda::matrix_elements(outputs, inputs, lora);
-                out.push(entry(name, l, &[outputs, inputs], Dtype::Bf16, elements));
+                // With the room for LoRA's factors beside the weight.
+                let dims = [outputs + lora, joined_stride(inputs, lora)];
+                out.push(entry(name, l, &dims, Dtype::Bf16, elements));
                 let biased = matches!(group, Group::Qkv | Group::O);
                 if shape.attention_bias && biased {
                     let what = format!("{name}: bias");

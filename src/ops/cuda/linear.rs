@@ -219,11 +219,11 @@ impl Cuda {
             if run.rows.start >= end {
                 continue;
             }
-            let (start, c_size) = (run.rows.start, if gemm.c_f32 { 4 } else { 2 });
+            let start = run.rows.start;
             let part = Gemm {
                 m: end - start,
                 a: gemm.a + 2 * (start * gemm.lda) as u64,
-                c: gemm.c + c_size * (start * gemm.ldc) as u64,
+                c: gemm.c + 2 * (start * gemm.ldc) as u64,
                 k: match run.adapter {
                     Some(_) => gemm.k + joined.columns,
                     None => gemm.k,
