@@ -21,7 +21,7 @@ const DEFAULT_ARCHS: &[&str] = &["sm_80", "sm_90a", "compute_90"];
 const ALL_ARCHS: &[&str] = &["sm_80", "sm_90a", "sm_100a", "sm_120a", "compute_90"];
 
 /// Kernels in which a register spill is a defect worth a warning.
-const HOT: &[&str] = &["attention", "lora", "logprob", "decode"];
+const HOT: &[&str] = &["attention", "attention_wgmma", "lora", "logprob", "decode"];
 
 fn main() {
     for name in [
@@ -42,7 +42,7 @@ fn main() {
     }
     commit();
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
-    let sources = sources(Path::new("cuda"));
+    let sources = files(Path::new("cuda"), "cu");
     fatbins(&sources, &out);
     if env::var_os("CARGO_FEATURE_EMULATOR").is_some() {
         emulator(&sources, &out);
@@ -107,16 +107,22 @@ fn commit() {
     }
 }
 
-/// Kernel files, sorted.
-fn sources(dir: &Path) -> Vec<PathBuf> {
+/// Files of a folder with this extension, sorted.
+fn files(dir: &Path, extension: &str) -> Vec<PathBuf> {
     let mut found: Vec<PathBuf> = fs::read_dir(dir)
         .into_iter()
         .flatten()
         .filter_map(|e| Some(e.ok()?.path()))
-        .filter(|p| p.extension().is_some_and(|e| e == "cu"))
+        .filter(|p| p.extension().is_some_and(|e| e == extension))
         .collect();
     found.sort();
     found
+}
+
+/// Text of what kernel files include.
+fn headers() -> String {
+    let found = files(Path::new("cuda"), "cuh");
+    read(&found.iter().map(PathBuf::as_path).collect::<Vec<_>>())
 }
 
 fn stem(path: &Path) -> String {
@@ -285,10 +291,7 @@ fn fatbins(sources: &[PathBuf], out: &Path) {
             .split('.')
             .next()
             .map_or(0, |n| n.parse().unwrap_or(0));
-        let headers = read(&[
-            Path::new("cuda/common.cuh"),
-            Path::new("cuda/intrinsics.cuh"),
-        ]);
+        let headers = headers();
         let steps: Vec<Step> = sources
             .iter()
             .map(|source| {
@@ -363,6 +366,10 @@ fn report(sources: &[PathBuf], logs: &[String], out: &Path) {
                 let mut parts = rest.split('\'');
                 kernel = parts.next().unwrap_or_default().to_string();
                 arch = parts.nth(1).unwrap_or_default().to_string();
+            } else if line.contains("(C75") {
+                // Products of warpgroups that ptxas puts one behind another, or
+                // that it mends.
+                println!("cargo:warning={}.cu: {line}", stem(source));
             } else if line.contains("bytes stack frame") {
                 frame = [
                     number_before(" bytes stack frame"),
@@ -411,15 +418,15 @@ fn emulator(sources: &[PathBuf], out: &Path) {
         std::process::exit(1);
     }
     let folder = Path::new("cuda/emulator");
-    let mut runtime: Vec<PathBuf> = fs::read_dir(folder)
-        .into_iter()
-        .flatten()
-        .filter_map(|e| Some(e.ok()?.path()))
-        .filter(|p| p.extension().is_some_and(|e| e == "cpp"))
-        .collect();
-    runtime.sort();
+    let runtime = files(folder, "cpp");
     let runtime_headers = read(
-        &["emulator.h", "shim.h", "runtime.h", "checker.h"]
+        &[
+            "emulator.h",
+            "shim.h",
+            "shim_wgmma.h",
+            "runtime.h",
+            "checker.h",
+        ]
             .map(|n| folder.join(n))
             .each_ref()
             .map(|p| p.as_path()),
@@ -452,11 +459,7 @@ fn emulator(sources: &[PathBuf], out: &Path) {
             )
         })
         .collect();
-    let headers = runtime_headers
-        + &read(&[
-            Path::new("cuda/common.cuh"),
-            Path::new("cuda/intrinsics.cuh"),
-        ]);
+    let headers = runtime_headers + &headers();
     let selftest = folder.join("selftest.cu");
     for source in sources.iter().chain([&selftest]) {
         let wrapper = out.join(format!("{}.cpp", stem(source)));

@@ -16,7 +16,7 @@
 //
 // FLOPs per (query, key) pair and head: 4 D forward, 14 D backward (10 D would
 // do with atomics). Least bytes: q, k, v, out once each.
-#include "common.cuh"
+#include "attention.cuh"
 
 constexpr int kThreads = 128;
 constexpr int kTile = 64;
@@ -26,32 +26,7 @@ constexpr int kStep = 32;
 // Positions of pages, and their layout: per KV head K [16, D], then V.
 constexpr uint32_t kPage = 16;
 
-// Sizes of a row, in elements.
-struct Widths {
-  uint32_t heads, kv_heads, d;
-  DEVICE uint32_t q() const { return heads * d; }
-  DEVICE uint32_t qk() const { return (heads + kv_heads) * d; }
-  DEVICE uint32_t qkv() const { return (heads + 2 * kv_heads) * d; }
-};
-
-// A segment's keys and values among the packed rows.
-struct PackedContext {
-  const bf16* keys;    // qk at this KV head's first column
-  const bf16* values;  // qkv at this KV head's first column
-  const ContextRange* ranges;
-  uint32_t first, last;
-  uint32_t qk_ld, qkv_ld;
-
-  DEVICE size_t row(uint32_t position) const {
-    uint32_t i = last - 1;
-    while (i > first && ranges[i].position > position) i--;
-    return ranges[i].row + (position - ranges[i].position);
-  }
-  DEVICE const bf16* key(uint32_t position) const { return keys + row(position) * qk_ld; }
-  DEVICE const bf16* value(uint32_t position) const { return values + row(position) * qkv_ld; }
-};
-
-// The same in KV pages.
+// A segment's keys and values in KV pages.
 struct PagedContext {
   const bf16* pages;  // at this KV head
   const uint32_t* table;
@@ -106,31 +81,6 @@ DEVICE void multiply_accumulator(float (&acc)[D / 8][4], const float (&p)[K / 8]
       load_b_trans(b, b_tile + k * 16 * (D + 8) + n, D + 8);
       mma_bf16(acc[n / 8], a, b[0]);
       mma_bf16(acc[n / 8 + 1], a, b[1]);
-    }
-  }
-}
-
-// Sum or maximum over the four lanes that share a row of an accumulator.
-DEVICE float row_sum(float x) {
-  x += shfl_xor(x, 1);
-  return x + shfl_xor(x, 2);
-}
-DEVICE float row_max(float x) {
-  x = fmaxf(x, shfl_xor(x, 1));
-  return fmaxf(x, shfl_xor(x, 2));
-}
-
-// Stores an accumulator [16 rows][D] of this warp as bf16 rows.
-template <int D>
-DEVICE void store_rows(bf16* to, size_t ld, uint32_t rows, const float (&acc)[D / 8][4], float low, float high) {
-  const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
-  for (int half = 0; half < 2; half++) {
-    const uint32_t row = warp * 16 + half * 8 + lane / 4;
-    if (row >= rows) continue;
-    const float scale = half == 0 ? low : high;
-    for (int n = 0; n < D / 8; n++) {
-      *reinterpret_cast<uint32_t*>(to + row * ld + n * 8 + lane % 4 * 2) =
-          pack_bf16(acc[n][2 * half] * scale, acc[n][2 * half + 1] * scale);
     }
   }
 }
@@ -214,12 +164,6 @@ DEVICE void attend(AttentionTile tile, const bf16* q, size_t q_ld, Context conte
       if (row < tile.rows) lse[row * lse_ld] = top[half] * LN2 + logf(sum[half]);
     }
   }
-}
-
-DEVICE PackedContext packed_context(const bf16* qk, const bf16* qkv, const Segment& segment,
-                                    const ContextRange* ranges, Widths w, uint32_t kv) {
-  return {qk + w.q() + kv * w.d, qkv + w.qk() + kv * w.d, ranges, segment.first_range, segment.last_range,
-          w.qk(), w.qkv()};
 }
 
 // Grid (query tiles, heads).

@@ -17,13 +17,13 @@ bool on_stack(const Thread& t, const void* p) {
 }  // namespace
 
 Access Checker::now(const Thread& t) const {
-  return {block.barriers, block.warp_epochs[t.warp()], uint16_t(t.id)};
+  return {block.barriers, block.warp_epochs[t.warp()], t.tick, t.fences, uint16_t(t.id)};
 }
 
 bool Checker::before(const Access& earlier, const Thread& later) const {
   if (earlier.thread == later.id || earlier.barriers < block.barriers) return true;
-  return earlier.thread / kWarp == later.warp() &&
-         earlier.warp_syncs < block.warp_epochs[later.warp()];
+  if (earlier.thread / kWarp == later.warp() && earlier.warp_syncs < block.warp_epochs[later.warp()]) return true;
+  return !block.mbarriers.empty() && earlier.tick <= later.seen[earlier.thread];
 }
 
 // Clears what the block before has used: most blocks use little of it.
@@ -32,6 +32,8 @@ void Checker::begin_block() {
   std::fill_n(cells.begin(), (used_static + kCell - 1) / kCell, SharedCell{});
   std::fill_n(cells.begin() + kStaticCapacity / kCell, (used_dynamic + kCell - 1) / kCell, SharedCell{});
   requests.clear();
+  readers.clear();
+  retirements.clear();
 }
 
 // Between arrays, or behind the last: memory that no array owns.
@@ -56,7 +58,7 @@ void Checker::check_extent(const void* address, size_t bytes, const char* what) 
   fail("%s of %zu bytes in shared memory that no array owns", what, bytes);
 }
 
-void Checker::shared_read(Thread& t, const void* address, size_t bytes, const char* what) {
+void Checker::shared_readable(Thread& t, const void* address, size_t bytes, const char* what) {
   check_extent(address, bytes, what);
   const size_t first = (static_cast<const unsigned char*>(address) - block.shared) / kCell;
   const size_t last = (static_cast<const unsigned char*>(address) + bytes - 1 - block.shared) / kCell;
@@ -67,6 +69,21 @@ void Checker::shared_read(Thread& t, const void* address, size_t bytes, const ch
     if (c.written && !before(c.write, t)) {
       fail("race: %s of shared memory at offset %zu, written by thread %u with no barrier between",
            what, i * kCell, c.write.thread);
+    }
+  }
+}
+
+void Checker::shared_read(Thread& t, const void* address, size_t bytes, const char* what) {
+  shared_readable(t, address, bytes, what);
+  const size_t first = (static_cast<const unsigned char*>(address) - block.shared) / kCell;
+  const size_t last = (static_cast<const unsigned char*>(address) + bytes - 1 - block.shared) / kCell;
+  for (size_t i = first; i <= last; i++) {
+    SharedCell& c = cells[i];
+    if (!block.mbarriers.empty()) {
+      std::vector<Reader>& all = readers[i];
+      if (all.empty() || all.back().retired >= 0 || all.back().access.thread != t.id) all.push_back({{}, -1});
+      all.back().access = now(t);
+      continue;
     }
     if (c.readers == kNobody || c.read.barriers != block.barriers) {
       c.read = now(t);
@@ -91,7 +108,10 @@ void Checker::shared_write(Thread& t, const void* address, size_t bytes, const c
       fail("race: %s to shared memory at offset %zu, written by thread %u with no barrier between",
            what, i * kCell, c.write.thread);
     }
-    if (c.readers != kNobody && c.read.barriers == block.barriers) {
+    if (c.products > 0) fail("race: %s to shared memory at offset %zu that a wgmma under way reads", what, i * kCell);
+    if (!block.mbarriers.empty()) {
+      check_readers(t, i, what);
+    } else if (c.readers != kNobody && c.read.barriers == block.barriers) {
       const bool same_warp = c.readers != kSeveralWarps && c.read.thread / kWarp == t.warp();
       const bool ordered = (c.readers == kOneThread && c.read.thread == t.id) ||
                            (same_warp && c.read.warp_syncs < block.warp_epochs[t.warp()]);
@@ -105,6 +125,59 @@ void Checker::shared_write(Thread& t, const void* address, size_t bytes, const c
     c.write = now(t);
     c.written = c.initialised = true;
     c.readers = kNobody;
+  }
+}
+
+// Whoever has read this cell did so before.
+void Checker::check_readers(Thread& t, size_t cell, const char* what) {
+  auto it = readers.find(cell);
+  if (it == readers.end()) return;
+  for (const Reader& r : it->second) {
+    if (r.retired < 0) {
+      if (before(r.access, t)) continue;
+      fail("race: %s to shared memory at offset %zu that thread %u reads with no barrier between", what, cell * kCell,
+           r.access.thread);
+    }
+    const Retired& done = retirements[r.retired];
+    if (r.retired == t.cleared || done.barriers < block.barriers) continue;
+    for (uint32_t i = 0; i < kWarpgroup; i++) {
+      const uint32_t thread = done.first_thread + i;
+      if (thread == t.id || done.ticks[i] <= t.seen[thread]) continue;
+      fail("race: %s to shared memory at offset %zu that a wgmma of thread %u reads with no barrier between", what,
+           cell * kCell, thread);
+    }
+    t.cleared = r.retired;
+  }
+  readers.erase(it);
+}
+
+void Checker::product_reads(Thread* threads, const void* chunk) {
+  const size_t first = (static_cast<const unsigned char*>(chunk) - block.shared) / kCell;
+  for (uint32_t warp = 0; warp < kWarpgroup; warp += kWarp) shared_readable(threads[warp], chunk, 16, "wgmma");
+  for (size_t i = first; i < first + 16 / kCell; i++) {
+    SharedCell& c = cells[i];
+    const Thread& writer = block.threads[c.write.thread];
+    if (writer.fences == c.write.fences) {
+      fail("wgmma of shared memory at offset %zu without a fence_async_shared of thread %u, which wrote it", i * kCell,
+           writer.id);
+    }
+    c.products++;
+  }
+}
+
+uint32_t Checker::retire(const Thread* threads) {
+  Retired r = {block.barriers, threads[0].id, {}};
+  for (uint32_t i = 0; i < kWarpgroup; i++) r.ticks[i] = threads[i].tick;
+  retirements.push_back(r);
+  return uint32_t(retirements.size() - 1);
+}
+
+void Checker::product_has_read(const void* chunk, uint32_t retired) {
+  const size_t first = (static_cast<const unsigned char*>(chunk) - block.shared) / kCell;
+  for (size_t i = first; i < first + 16 / kCell; i++) {
+    cells[i].products--;
+    std::vector<Reader>& all = readers[i];
+    if (all.empty() || all.back().retired != int32_t(retired)) all.push_back({{}, int32_t(retired)});
   }
 }
 

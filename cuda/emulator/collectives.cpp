@@ -122,8 +122,19 @@ void run_collective(Block& block, uint32_t warp_index) {
     case kLdmatrix: ldmatrix(warp, false); break;
     case kLdmatrixTrans: ldmatrix(warp, true); break;
     case kMma: mma(warp); break;
+    default: break;
   }
-  if (first.operation == kSyncWarp) block.warp_epochs[warp_index]++;
+  if (first.operation != kSyncWarp) return;
+  block.warp_epochs[warp_index]++;
+  if (block.mbarriers.empty()) return;
+  // What one lane knows, all do.
+  std::vector<uint32_t> seen(block.thread_count, 0);
+  for (uint32_t i = 0; i < warp.count; i++) {
+    Thread& t = warp.lanes[i];
+    for (uint32_t j = 0; j < block.thread_count; j++) seen[j] = std::max(seen[j], t.seen[j]);
+    seen[t.id] = t.tick++;
+  }
+  for (uint32_t i = 0; i < warp.count; i++) warp.lanes[i].seen = seen;
 }
 
 void copy_async(void* shared, const void* global, bool valid, int line) {

@@ -67,6 +67,8 @@ void begin_block(Block& b, Launch& launch, uint64_t index) {
   const uint32_t warps = (b.thread_count + kWarp - 1) / kWarp;
   b.warp_epochs.assign(warps, 0);
   b.warp_waiting.assign(warps, 0);
+  b.warpgroups.assign(b.thread_count / kWarpgroup, Warpgroup{});
+  b.mbarriers.clear();
   b.random = launch.settings.seed * 0x9E3779B97F4A7C15u + index;
   b.failed = false;
   memset(b.dynamic, 0xFF, launch.shared_bytes);
@@ -88,6 +90,10 @@ void begin_block(Block& b, Launch& launch, uint64_t index) {
     t.line = 0;
     t.copies.clear();
     t.groups_committed = 0;
+    t.tick = 1;
+    t.seen.clear();
+    t.fences = 0;
+    t.cleared = -1;
     t.executed.clear();
   }
 }

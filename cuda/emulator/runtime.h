@@ -16,13 +16,14 @@
 namespace emu {
 
 constexpr int kWarp = 32;
+constexpr int kWarpgroup = 128;
 constexpr size_t kStackBytes = 64 << 10;
 
 struct Launch;
 struct Block;
 struct Checker;
 
-enum class State : uint8_t { kReady, kAtBarrier, kInWarp, kDone };
+enum class State : uint8_t { kReady, kAtBarrier, kAtMbarrier, kTogether, kDone };
 
 // A copy under way from global to shared memory.
 struct PendingCopy {
@@ -47,11 +48,46 @@ struct Thread {
   void* lane_data;
   std::vector<PendingCopy> copies;
   int groups_committed;
+  // Of the mbarrier it waits at.
+  const Mbarrier* mbarrier;
+  uint32_t parity;
+  // Its own clock, which moves on where others may learn of it, and by thread
+  // what it knows of theirs (kept where the block has mbarriers).
+  uint32_t tick;
+  std::vector<uint32_t> seen;
+  uint32_t fences;  // fence_async_shared executed so far
+  int32_t cleared;  // the last of a warpgroup's waits that this thread is known to have seen
   // How often this thread has executed each access, for grouping by warp.
   std::unordered_map<const void*, uint32_t> executed;
 
   uint32_t warp() const { return id / kWarp; }
   uint32_t lane() const { return id % kWarp; }
+};
+
+// A barrier's arrivals: how many a phase takes, how many are missing, how many
+// phases are over; what those who came know, and what the last phase knew.
+struct MbarrierState {
+  uint32_t count, pending, phase;
+  std::vector<uint32_t> arriving, completed;
+};
+
+// A warpgroup's product under way.
+struct Product {
+  WgmmaOp op;
+  int group;  // of commits
+  float* d[kWarpgroup];
+  uint32_t a_registers[kWarpgroup][4];
+  // 16 bytes each, in order of rows.
+  std::vector<const unsigned char*> a, b;
+  // What the accumulators were, thread by thread.
+  std::vector<float> before;
+};
+
+struct Warpgroup {
+  std::vector<Product> products;
+  int committed = 0;
+  bool fenced = false;
+  uint32_t waiting = 0;
 };
 
 struct SharedArray {
@@ -72,6 +108,8 @@ struct Block {
   uint32_t barriers;                  // passed so far: the block's epoch
   std::vector<uint32_t> warp_epochs;  // collectives passed, by warp
   std::vector<uint32_t> warp_waiting;
+  std::vector<Warpgroup> warpgroups;
+  std::unordered_map<const void*, MbarrierState> mbarriers;
   uint64_t random;
   std::unique_ptr<Checker> checker;
   bool failed;
@@ -100,6 +138,8 @@ struct Launch {
 // The largest shared memory of any architecture, and room for static arrays.
 constexpr uint32_t kStaticCapacity = 48 << 10;
 constexpr uint32_t kDynamicCapacity = 232 << 10;
+// Where dynamic memory begins among the addresses of shared memory.
+constexpr uint32_t kDynamicAddress = 128;
 
 extern __thread Thread* current;
 
@@ -112,8 +152,9 @@ void suspend();
 std::string describe(const Thread& thread);
 const char* operation_name(Operation operation);
 
-// Collectives (collectives.cpp).
+// Collectives (collectives.cpp, wgmma.cpp).
 void run_collective(Block& block, uint32_t warp);
+void run_warpgroup(Block& block, uint32_t warpgroup);
 void complete_copies(Thread& thread, int pending);
 
 // Device memory (memory.cpp).

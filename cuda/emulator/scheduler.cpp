@@ -227,10 +227,16 @@ bool release_barrier(Block& block, std::vector<uint32_t>& order) {
       gone = &t;
       continue;
     }
-    if (t.state == State::kInWarp) {
+    if (t.state == State::kTogether) {
       block.launch->error = "deadlock: " + describe(t) + " waits in " +
                             operation_name(t.operation) + " at line " + std::to_string(t.line) +
                             " for lanes that never come";
+      return false;
+    }
+    if (t.state == State::kAtMbarrier) {
+      block.launch->error = "deadlock: " + describe(t) + " waits in mbarrier_wait at line " +
+                            std::to_string(t.line) + ", " +
+                            std::to_string(block.mbarriers[t.mbarrier].pending) + " arrivals are missing";
       return false;
     }
     if (first == nullptr) first = &t;
@@ -288,7 +294,8 @@ std::string describe(const Thread& t) {
 
 const char* operation_name(Operation operation) {
   static const char* const names[] = {"shfl_xor", "shfl_xor", "shfl",          "warp_ballot",
-                                      "__syncwarp", "ldmatrix_x4", "ldmatrix_x4_trans", "mma_bf16"};
+                                      "__syncwarp", "ldmatrix_x4", "ldmatrix_x4_trans", "mma_bf16",
+                                      "wgmma_fence", "wgmma", "wgmma_commit", "wgmma_wait"};
   return names[operation];
 }
 
@@ -322,7 +329,14 @@ void run_block(Block& block) {
       alive |= s != State::kDone;
     }
     if (!order.empty()) continue;
-    if (!alive) break;
+    if (!alive) {
+      for (const Warpgroup& group : block.warpgroups) {
+        if (group.products.empty()) continue;
+        block.launch->error = "the kernel ends with a wgmma that nobody has waited for";
+        block.failed = true;
+      }
+      break;
+    }
     if (!release_barrier(block, order)) {
       block.failed = true;
       break;
@@ -338,14 +352,26 @@ void barrier(int line) {
   suspend();
 }
 
+static void warpgroup_collective(Block& block, uint32_t number) {
+  if (number >= block.warpgroups.size()) fail("a warpgroup's operation in a warpgroup of fewer than 128 threads");
+  if (++block.warpgroups[number].waiting < kWarpgroup) {
+    suspend();
+    return;
+  }
+  block.warpgroups[number].waiting = 0;
+  run_warpgroup(block, number);
+  for (uint32_t i = 0; i < kWarpgroup; i++) block.threads[number * kWarpgroup + i].state = State::kReady;
+}
+
 void collective(Operation operation, void* lane, int line) {
   Thread& t = *current;
   Block& block = *t.block;
   const uint32_t warp = t.warp();
-  t.state = State::kInWarp;
+  t.state = State::kTogether;
   t.operation = operation;
   t.line = line;
   t.lane_data = lane;
+  if (operation >= kWgmmaFence) return warpgroup_collective(block, t.id / kWarpgroup);
   const uint32_t lanes = std::min<uint32_t>(kWarp, block.thread_count - warp * kWarp);
   if (++block.warp_waiting[warp] < lanes) {
     suspend();

@@ -38,6 +38,8 @@ extern __thread ThreadView* self;
 enum Operation : int {
   kShuffleXor32, kShuffleXor64, kShuffle32, kBallot, kSyncWarp,
   kLdmatrix, kLdmatrixTrans, kMma,
+  // Of a warpgroup.
+  kWgmmaFence, kWgmma, kWgmmaCommit, kWgmmaWait,
 };
 
 struct ShuffleOp { uint64_t value, result; int lane; };
@@ -47,7 +49,8 @@ struct MmaOp { float* d; const uint32_t* a; const uint32_t* b; };
 void* shared_array(const void* token, size_t bytes, size_t alignment);
 unsigned char* dynamic_shared();
 void barrier(int line);
-// Waits for the warp; the last lane to come runs the operation for all.
+// Waits for the warp, or the warpgroup; the last to come runs the operation for
+// all.
 void collective(Operation operation, void* lane, int line);
 void copy_async(void* shared, const void* global, bool valid, int line);
 void copy_commit();
@@ -210,3 +213,5 @@ static inline void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_
   ::emu::MmaOp op{d, a, b};
   ::emu::collective(::emu::kMma, &op, line);
 }
+
+#include "shim_wgmma.h"

@@ -81,9 +81,13 @@ fn run_forward<D: Attention>(on: &On<D>, batch: &Batch, shape: &ModelShape) -> R
     }
 }
 
-fn forward<D: Attention>(on: &On<D>) {
+pub fn forward<D: Attention>(on: &On<D>) {
+    forward_of(on, cases());
+}
+
+pub fn forward_of<D: Attention>(on: &On<D>, cases: Vec<(Batch, ModelShape)>) {
     let (exact, plain) = references();
-    for (batch, shape) in cases() {
+    for (batch, shape) in cases {
         let got = run_forward(on, &batch, &shape);
         let plain = run_forward(&plain, &batch, &shape);
         let want = run_forward(&exact, &batch, &shape);
@@ -147,9 +151,13 @@ fn run_backward<D: Attention>(on: &On<D>, batch: &Batch, shape: &ModelShape) -> 
     [on.get(&d_qk), on.get(&d_qkv)]
 }
 
-fn backward<D: Attention>(on: &On<D>) {
+pub fn backward<D: Attention>(on: &On<D>) {
+    backward_of(on, cases());
+}
+
+pub fn backward_of<D: Attention>(on: &On<D>, cases: Vec<(Batch, ModelShape)>) {
     let (exact, plain) = references();
-    for (batch, shape) in cases() {
+    for (batch, shape) in cases {
         let got = run_backward(on, &batch, &shape);
         let again = run_backward(on, &batch, &shape);
         assert_eq!(got, again, "two runs");
@@ -169,7 +177,7 @@ fn backward<D: Attention>(on: &On<D>) {
 }
 
 /// The bits of a sequence are its own, whatever stands beside it.
-fn rows_do_not_depend_on_neighbours<D: Attention>(on: &On<D>) {
+pub fn rows_do_not_depend_on_neighbours<D: Attention>(on: &On<D>) {
     let shape = shape(64, 2, 1);
     let mut alone = Batch::default();
     let prompt = alone.push_segment(&[0; 37], &[], None);

@@ -8,6 +8,7 @@
 
 mod adamw;
 mod attention;
+mod attention_wgmma;
 mod decode;
 mod embedding;
 mod linear;
@@ -85,6 +86,12 @@ pub(crate) use on_cuda;
 /// orders of execution, the checked one in two.
 #[cfg(feature = "emulator")]
 pub fn emulators() -> impl Iterator<Item = Cuda> {
+    emulators_of(80)
+}
+
+/// The same of another architecture.
+#[cfg(feature = "emulator")]
+pub fn emulators_of(arch: u32) -> impl Iterator<Item = Cuda> {
     use arca::device::cuda::emulator::EmulatorSettings;
     [
         (0, false),
@@ -95,10 +102,11 @@ pub fn emulators() -> impl Iterator<Item = Cuda> {
         (3, true),
     ]
     .into_iter()
-    .map(|(seed, checked)| {
+    .map(move |(seed, checked)| {
         let settings = EmulatorSettings {
             seed,
             checked,
+            arch,
             ..EmulatorSettings::default()
         };
         Cuda::emulator(settings).expect("the emulator starts")

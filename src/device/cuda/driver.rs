@@ -9,6 +9,8 @@ pub struct DeviceInfo {
     pub name: String,
     /// Compute capability, 10 * major + minor.
     pub arch: u32,
+    /// It has Hopper's products of warpgroups, and kernels that use them.
+    pub wgmma: bool,
     pub multiprocessors: u32,
     /// Most dynamic shared memory a block may ask for, in bytes.
     pub shared_memory: u32,

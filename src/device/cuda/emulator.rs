@@ -388,6 +388,7 @@ impl Cuda {
                     false => "emulator".into(),
                 },
                 arch: settings.arch,
+                wgmma: settings.arch == 90,
                 multiprocessors: settings.threads as u32,
                 shared_memory: 99 << 10,
                 total_memory: memory,

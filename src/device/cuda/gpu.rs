@@ -184,6 +184,7 @@ impl Gpu {
         let info = DeviceInfo {
             name: name.to_string_lossy().into_owned(),
             arch: 10 * major + minor,
+            wgmma: (major, minor) == (9, 0) && ARCHS.contains("sm_90a"),
             multiprocessors: attribute(A::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
             shared_memory: attribute(A::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
             total_memory: total as u64,

@@ -23,6 +23,8 @@ use super::memory::{MemoryKind, Role};
 use super::{BatchCapacity, Ctx, Device, Element, Mark, Slice, SliceMut};
 use crate::model::batch::Batch;
 use crate::model::config::ModelShape;
+use crate::ops::cuda::AttentionChoice;
+pub use crate::ops::cuda::AttentionKernels;
 pub use arena::{Allocation, CudaBuf, MemoryUse};
 use arena::{Arenas, Usage};
 use batch::CudaBatch;
@@ -54,6 +56,7 @@ pub struct Cuda {
     pub(crate) weights: Arc<LoadedWeights>,
     usage: Arc<Usage>,
     arenas: Arc<Arenas>,
+    pub(crate) attention: Arc<AttentionChoice>,
 }
 
 impl Cuda {
@@ -63,6 +66,15 @@ impl Cuda {
             weights: Arc::default(),
             usage: Arc::default(),
             arenas: Arc::default(),
+            attention: Arc::default(),
+        }
+    }
+
+    /// The same device with these attention kernels, whatever it would choose.
+    pub fn with_attention(self, kernels: AttentionKernels) -> Self {
+        Cuda {
+            attention: Arc::new(kernels.into()),
+            ..self
         }
     }
 
@@ -145,6 +157,8 @@ impl Device for Cuda {
             group <= 16,
             "{group} query heads per KV head: the CUDA kernels take up to 16; use --device cpu"
         );
+        // Now, and not at the first step.
+        self.attention_kernels(shape)?;
         Ok(())
     }
 

@@ -1,8 +1,9 @@
-//! Launches of `cuda/attention.cu`: see [`crate::ops::attention`] for the contract.
+//! Launches of `cuda/attention.cu` and `cuda/attention_wgmma.cu`: see [`crate::ops::attention`] for the contract.
 
 use anyhow::Result;
 use half::bf16;
 
+use super::attention_kernels::AttentionKernels;
 use super::by_head_dim;
 use crate::device::cuda::batch::{KEY_TILE, QUERY_TILE};
 use crate::device::cuda::{Cuda, Launch};
@@ -10,19 +11,91 @@ use crate::device::{Ctx, Device, Slice, SliceMut};
 use crate::model::config::ModelShape;
 use crate::ops::attention::Attention;
 
-/// Elements of a tile of rows of one head, with padding against bank conflicts.
-fn tile(rows: usize, shape: &ModelShape) -> usize {
-    rows * (shape.head_dim + 8)
+/// One set of attention kernels: names, and extents beside tiles.
+struct Kernels {
+    forward: &'static str,
+    backward_q: &'static str,
+    backward_kv: &'static str,
+    threads: u32,
+    /// Blocks over the heads, of the forward and of dq.
+    head_blocks: usize,
+    /// Dynamic shared memory in bytes.
+    forward_bytes: u32,
+    backward_q_bytes: u32,
+    backward_kv_bytes: u32,
 }
 
-/// Shared memory of a forward block: queries, two tiles of keys and of values.
+/// Shared memory of a forward block of `cuda/attention.cu`: queries, two tiles
+/// of keys and of values, with padding against bank conflicts.
 pub(super) fn forward_bytes(shape: &ModelShape) -> u32 {
-    (2 * 5 * tile(QUERY_TILE, shape)) as u32
+    (2 * 5 * QUERY_TILE * (shape.head_dim + 8)) as u32
 }
 
-/// Of a backward block: queries, their gradient, keys, values, statistics.
-fn backward_bytes(shape: &ModelShape) -> u32 {
-    (2 * 4 * tile(KEY_TILE, shape) + 2 * 4 * KEY_TILE) as u32
+/// `cuda/attention.cu`: a block is four warps, and one head's.
+fn mma(shape: &ModelShape) -> Result<Kernels> {
+    // Queries, their gradient, keys, values, statistics.
+    let backward = (2 * 4 * KEY_TILE * (shape.head_dim + 8) + 2 * 4 * KEY_TILE) as u32;
+    Ok(Kernels {
+        forward: by_head_dim(shape, "attention_forward_64", "attention_forward_128")?,
+        backward_q: by_head_dim(shape, "attention_backward_q_64", "attention_backward_q_128")?,
+        backward_kv: by_head_dim(
+            shape,
+            "attention_backward_kv_64",
+            "attention_backward_kv_128",
+        )?,
+        threads: 128,
+        head_blocks: shape.num_heads,
+        forward_bytes: forward_bytes(shape),
+        backward_q_bytes: backward,
+        backward_kv_bytes: backward,
+    })
+}
+
+/// `cuda/attention_wgmma.cu`: a block is three warpgroups, and two heads' of one
+/// KV head.
+fn wgmma(shape: &ModelShape) -> Result<Kernels> {
+    // What is lost to the boundary of 1,024 bytes that tiles begin at, and room
+    // for barriers.
+    let beside = 1024 + 128;
+    let rows = |n: usize| 2 * n * shape.head_dim;
+    let pairs = (shape.num_heads / shape.num_kv_heads).div_ceil(2);
+    // Two stages of keys and values, of 128 rows or of 64.
+    let (forward, backward) = (2 * 2 * rows(128), 2 * 2 * rows(KEY_TILE));
+    Ok(Kernels {
+        forward: by_head_dim(
+            shape,
+            "attention_wgmma_forward_64",
+            "attention_wgmma_forward_128",
+        )?,
+        backward_q: by_head_dim(
+            shape,
+            "attention_wgmma_backward_q_64",
+            "attention_wgmma_backward_q_128",
+        )?,
+        backward_kv: by_head_dim(
+            shape,
+            "attention_wgmma_backward_kv_64",
+            "attention_wgmma_backward_kv_128",
+        )?,
+        threads: 384,
+        head_blocks: shape.num_kv_heads * pairs,
+        forward_bytes: (beside + 2 * rows(QUERY_TILE) + forward) as u32,
+        backward_q_bytes: (beside + 2 * 2 * rows(QUERY_TILE) + backward) as u32,
+        // Keys and values once; two heads' queries, gradients and statistics in
+        // two stages.
+        backward_kv_bytes: (beside
+            + 2 * rows(KEY_TILE)
+            + 2 * 2 * (2 * rows(QUERY_TILE) + 2 * 4 * QUERY_TILE)) as u32,
+    })
+}
+
+impl Cuda {
+    fn attention(&self, shape: &ModelShape) -> Result<Kernels> {
+        match self.attention_kernels(shape)? {
+            AttentionKernels::Mma => mma(shape),
+            AttentionKernels::Wgmma => wgmma(shape),
+        }
+    }
 }
 
 /// Scratch of the backward: one number per row and head.
@@ -41,17 +114,17 @@ impl Attention for Cuda {
         out: SliceMut<Self, bf16>,
         lse: SliceMut<Self, f32>,
     ) -> Result<()> {
-        let kernel = by_head_dim(shape, "attention_forward_64", "attention_forward_128")?;
+        let kernels = self.attention(shape)?;
         let rows = qk.len / (shape.q_width() + shape.kv_width());
         let tiles = match rows == batch.host.saved_rows {
             true => batch.saved_query_tiles,
             false => batch.query_tiles,
         };
-        let grid = [tiles as u32, shape.num_heads as u32, 1];
+        let grid = [tiles as u32, kernels.head_blocks as u32, 1];
         self.launch(
             ctx,
-            Launch::new(kernel, grid, 128)
-                .shared(forward_bytes(shape))
+            Launch::new(kernels.forward, grid, kernels.threads)
+                .shared(kernels.forward_bytes)
                 .ptr("qk", &qk)
                 .ptr("qkv", &qkv)
                 .ptr("tiles", &batch.lists.query_tiles)
@@ -92,12 +165,13 @@ impl Attention for Cuda {
                 .u32("out_stride", out.stride(rows))
                 .u32("heads", shape.num_heads),
         )?;
-        let kernel = by_head_dim(shape, "attention_backward_q_64", "attention_backward_q_128")?;
-        let grid = [batch.saved_query_tiles as u32, shape.num_heads as u32, 1];
+        let kernels = self.attention(shape)?;
+        let tiles = batch.saved_query_tiles as u32;
+        let grid = [tiles, kernels.head_blocks as u32, 1];
         self.launch(
             ctx,
-            Launch::new(kernel, grid, 128)
-                .shared(backward_bytes(shape))
+            Launch::new(kernels.backward_q, grid, kernels.threads)
+                .shared(kernels.backward_q_bytes)
                 .ptr("qk", &qk)
                 .ptr("qkv", &qkv)
                 .ptr("d_out", &d_out)
@@ -110,16 +184,11 @@ impl Attention for Cuda {
                 .u32("heads", shape.num_heads)
                 .u32("kv_heads", shape.num_kv_heads),
         )?;
-        let kernel = by_head_dim(
-            shape,
-            "attention_backward_kv_64",
-            "attention_backward_kv_128",
-        )?;
         let grid = [batch.key_tiles as u32, shape.num_kv_heads as u32, 1];
         self.launch(
             ctx,
-            Launch::new(kernel, grid, 128)
-                .shared(backward_bytes(shape))
+            Launch::new(kernels.backward_kv, grid, kernels.threads)
+                .shared(kernels.backward_kv_bytes)
                 .ptr("qk", &qk)
                 .ptr("qkv", &qkv)
                 .ptr("d_out", &d_out)

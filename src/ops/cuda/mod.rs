@@ -3,6 +3,7 @@
 
 mod adamw;
 mod attention;
+mod attention_kernels;
 mod decode;
 mod embedding;
 mod linear;
@@ -16,6 +17,8 @@ mod swiglu;
 
 use anyhow::{Result, bail};
 
+pub(crate) use attention_kernels::AttentionChoice;
+pub use attention_kernels::AttentionKernels;
 pub(crate) use linear::matrix_elements;
 pub(crate) use lora::{compute_elements, source_words, table_words};
 
