@@ -56,8 +56,9 @@ struct Copies {
 
  private:
   DEVICE void publish() {
+    if (last == nullptr) return;
     fence_async_shared();
-    if (last != nullptr) mbarrier_arrive(last);
+    mbarrier_arrive(last);
   }
 };
 
@@ -362,7 +363,7 @@ struct BackwardKvTiles {
   bf16 d_out[kConsumers][kStages][kTile * D];
   float lse[kConsumers][kStages][kTile];
   float delta[kConsumers][kStages][kTile];
-  Mbarrier full[kStages], empty[kStages], summed;
+  Mbarrier full[kStages], empty[kStages], drained, summed;
 };
 
 // A step of the keys' backward: queries that see the keys, of a pair of heads.
@@ -413,7 +414,10 @@ DEVICE void backward_kv(const bf16* qk, const bf16* qkv, const bf16* d_out, cons
     mbarrier_init(&tiles.full[threadIdx.x], WARPGROUP);
     mbarrier_init(&tiles.empty[threadIdx.x], computing * WARPGROUP);
   }
-  if (threadIdx.x == 0) mbarrier_init(&tiles.summed, WARPGROUP);
+  if (threadIdx.x == 0) {
+    mbarrier_init(&tiles.drained, WARPGROUP);
+    mbarrier_init(&tiles.summed, WARPGROUP);
+  }
   __syncthreads();
 
   if (threadIdx.x < WARPGROUP) {
@@ -486,12 +490,15 @@ DEVICE void backward_kv(const bf16* qk, const bf16* qkv, const bf16* d_out, cons
     mbarrier_arrive(&tiles.empty[stage]);
   });
 
-  // The second warpgroup's sums, thread by thread; only it has read these tiles.
+  // The second warpgroup's sums, thread by thread, where only it has read.
   float* dk_sums = reinterpret_cast<float*>(tiles.q[1]);
   float* dv_sums = reinterpret_cast<float*>(tiles.d_out[1]);
   static_assert(sizeof(tiles.q[1]) == WARPGROUP * sizeof(dk), "the sums are as large as two stages");
   const uint32_t thread = threadIdx.x % WARPGROUP;
   if (mine == 1) {
+    // All four warps: one's wait says nothing of another's products.
+    mbarrier_arrive(&tiles.drained);
+    mbarrier_wait(&tiles.drained, 0);
     for (int i = 0; i < D / 2; i++) {
       dk_sums[i * WARPGROUP + thread] = dk[i / 4][i % 4];
       dv_sums[i * WARPGROUP + thread] = dv[i / 4][i % 4];

@@ -1,12 +1,11 @@
 // What kernels use beyond plain C++: types, warp collectives, asynchronous
 // copies, tensor-core fragments.
 //
-// This is the only file with inline PTX. Under nvcc the functions below are
-// instructions; under g++ emulator/shim.h defines the same names and
-// signatures for the CPU, and kernels are none the wiser. Fragment layouts are
-// those of the PTX ISA (m16n8k16, section "Matrix Fragments for mma.m16n8k16").
-//
-// A Hopper path (wgmma, TMA, mbarrier) belongs here too, beside its emulation.
+// Inline PTX is here and, for what only Hopper has, in wgmma.cuh. Under nvcc the
+// functions below are instructions; under g++ emulator/shim.h defines the same
+// names and signatures for the CPU, and kernels are none the wiser. Fragment
+// layouts are those of the PTX ISA (m16n8k16, section "Matrix Fragments for
+// mma.m16n8k16").
 #pragma once
 
 #ifndef __CUDACC__

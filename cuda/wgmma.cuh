@@ -161,14 +161,16 @@ DEVICE void wgmma(float (&d)[16][4], uint64_t a, uint64_t b, bool accumulate) {
 // The same with a in registers (each warp its 16 rows, as mma_bf16 has them) and
 // b stored [k][n].
 DEVICE void wgmma(float (&d)[8][4], const uint32_t (&a)[4], uint64_t b) {
-  HOPPER(asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 " ARCA_REGISTERS_32
-                      ", {%32, %33, %34, %35}, %36, 1, 1, 1, 1;"
+  HOPPER(asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, 1, 0;\n"
+                      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 " ARCA_REGISTERS_32
+                      ", {%32, %33, %34, %35}, %36, p, 1, 1, 1;\n}"
                       : ARCA_ROWS_8(d)
                       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b)));
 }
 DEVICE void wgmma(float (&d)[16][4], const uint32_t (&a)[4], uint64_t b) {
-  HOPPER(asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 " ARCA_REGISTERS_64
-                      ", {%64, %65, %66, %67}, %68, 1, 1, 1, 1;"
+  HOPPER(asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, 1, 0;\n"
+                      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 " ARCA_REGISTERS_64
+                      ", {%64, %65, %66, %67}, %68, p, 1, 1, 1;\n}"
                       : ARCA_ROWS_16(d)
                       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b)));
 }

@@ -125,8 +125,20 @@ fn planted_faults_are_caught() {
         (
             "a wrong fragment row",
             "attention",
-            "warp * 16 + half * 8 + lane / 4;\n    if (row >= rows)",
-            "warp * 16 + half * 8 + lane / 8;\n    if (row >= rows)",
+            "reach = tile.position + warp * 16 + half * 8 + lane / 4",
+            "reach = tile.position + warp * 16 + half * 8 + lane / 8",
+        ),
+        (
+            "tiles given up before they are read",
+            "attention_wgmma",
+            "    wgmma_wait<0>(dq);\n    mbarrier_arrive(&tiles.empty[stage]);",
+            "    mbarrier_arrive(&tiles.empty[stage]);\n    wgmma_wait<0>(dq);",
+        ),
+        (
+            "products of another head's queries",
+            "attention_wgmma",
+            "tiles.q[consumer()]",
+            "tiles.q[0]",
         ),
         (
             "a tail that is one too long",
@@ -199,7 +211,15 @@ fn every_barrier_matters() {
         "__syncwarp();",
         "cp_async_wait<",
         "cp_async_commit();",
+        "mbarrier_wait(",
+        "mbarrier_arrive(",
+        "fence_async_shared();",
+        "wgmma_fence();",
+        "wgmma_commit();",
+        "wgmma_wait<",
     ];
+    // One kernel file, or all.
+    let only = std::env::var("ARCA_MUTATE").ok();
     let mut files: Vec<String> = std::fs::read_dir(root().join("cuda"))
         .unwrap()
         .filter_map(|e| {
@@ -213,6 +233,7 @@ fn every_barrier_matters() {
         .collect();
     files.sort();
     let (mut count, mut missed) = (0, Vec::new());
+    files.retain(|stem| only.as_ref().is_none_or(|o| o == stem));
     for stem in files {
         let text = kernel(&stem);
         for (i, line) in text.lines().enumerate() {
@@ -233,7 +254,10 @@ fn every_barrier_matters() {
             }
         }
     }
-    assert!(count > 20, "only {count} fences found");
+    assert!(
+        count > if only.is_some() { 0 } else { 20 },
+        "only {count} fences found"
+    );
     assert!(
         missed.is_empty(),
         "{} of {count} unnoticed: {missed:#?}",

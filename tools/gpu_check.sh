@@ -101,6 +101,8 @@ measure() {
         grep -vE '^\{' "$out/update-$shape.log" | head -60
     done
     # What LoRA costs is what is missing without it at a rank of next to nothing.
+    # What attention on Hopper's own products brings.
+    part "update 1.7b attention mma" 60 env ARCA_ATTENTION=mma "$dir/arca" bench update --shape 1.7b --device cuda --json
     for r in 1 64; do
         part "update 1.7b r $r" 60 "$dir/arca" bench update --shape 1.7b --device cuda --json --lora-r "$r"
     done
@@ -124,6 +126,7 @@ run() {
         done
     fi
     part "kernel table" 120 "$dir/arca" bench kernels --device cuda --json
+    part "kernel table attention mma" 60 env ARCA_ATTENTION=mma "$dir/arca" bench kernels --device cuda --shape 1.7b --json
     echo
     grep -vE '^\{' "$out/kernel-table.log" | head -8
     python3 - "$out/kernel-table.log" <<'PYTHON'

@@ -330,9 +330,10 @@ void run_block(Block& block) {
     }
     if (!order.empty()) continue;
     if (!alive) {
-      for (const Warpgroup& group : block.warpgroups) {
-        if (group.products.empty()) continue;
-        block.launch->error = "the kernel ends with a wgmma that nobody has waited for";
+      for (size_t i = 0; i < block.warpgroups.size(); i++) {
+        if (block.warpgroups[i].products.empty()) continue;
+        block.launch->error = "the kernel ends with a wgmma that nobody has waited for (" +
+                              describe(block.threads[i * kWarpgroup]) + ")";
         block.failed = true;
       }
       break;

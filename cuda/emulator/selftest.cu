@@ -2,6 +2,7 @@
 // fault planted for each other value, which the checked build must report or
 // the result must show.
 #include "common.cuh"
+#include "wgmma.cuh"
 
 constexpr int kThreads = 128;
 
@@ -89,3 +90,83 @@ KERNEL void LAUNCH_BOUNDS(32) selftest_product(const bf16* a, const bf16* b, flo
   c[(g + 8) * 8 + t + 1] = d[3];
 }
 KERNEL_EXPORT(selftest_product)
+
+// c [64, 64] = a [64, 64 k] b [64, 64 k]^T on Hopper: one warpgroup copies tiles
+// of 64 in two stages, another multiplies.
+//    1  no fence between the copies and the products that read them
+//    2  products do not wait for the copies
+//    3  copies do not wait for the products of two tiles before
+//    4  a stage is given up before its products have been waited for
+//    5  no wgmma_fence
+//    6  accumulators are read before the wait (a result is wrong)
+//    7  accumulators are written before the wait
+//    8  the last products are never waited for
+//    9  tiles that are not swizzled (a result is wrong)
+//   10  one thread never arrives
+//   11  tiles at a boundary of 128 bytes only
+//   12  one thread's arrival comes before its copies are there
+//   13  a wait that leaves the newest products open
+struct SelftestTiles {
+  bf16 a[2][64 * PANEL];
+  bf16 b[2][64 * PANEL];
+  Mbarrier full[2], empty[2];
+};
+
+KERNEL void LAUNCH_BOUNDS(256) selftest_wgmma(const bf16* a, const bf16* b, float* c, uint32_t k, uint32_t bug) {
+  DYN_SMEM(memory, 128);
+  const uint32_t past = shared_address(memory) % 1024;
+  auto& tiles = *reinterpret_cast<SelftestTiles*>(memory + (bug == 11 ? 0 : (1024 - past) % 1024));
+  const uint32_t thread = threadIdx.x % WARPGROUP;
+  if (threadIdx.x < 2) {
+    mbarrier_init(&tiles.full[threadIdx.x], WARPGROUP);
+    mbarrier_init(&tiles.empty[threadIdx.x], WARPGROUP);
+  }
+  __syncthreads();
+  if (threadIdx.x < WARPGROUP) {
+    for (uint32_t step = 0; step < k; step++) {
+      const uint32_t stage = step % 2;
+      if (bug != 3) mbarrier_wait(&tiles.empty[stage], (step / 2 + 1) % 2);
+      for (uint32_t i = thread; i < 64 * 8; i += WARPGROUP) {
+        const uint32_t row = i / 8, chunk = i % 8;
+        const uint32_t to = bug == 9 ? row * PANEL + chunk * 8 : swizzled<64>(row, chunk);
+        const size_t from = size_t(row) * 64 * k + step * 64 + chunk * 8;
+        cp_async16(tiles.a[stage] + to, a + from, true);
+        cp_async16(tiles.b[stage] + to, b + from, true);
+      }
+      cp_async_commit();
+      if (!(bug == 12 && thread == 5)) cp_async_wait<0>();
+      if (bug != 1) fence_async_shared();
+      if (!(bug == 10 && thread == 7)) mbarrier_arrive(&tiles.full[stage]);
+    }
+    cp_async_wait<0>();
+    return;
+  }
+  float d[8][4] = {}, early = 0;
+  for (uint32_t step = 0; step < k; step++) {
+    const uint32_t stage = step % 2;
+    if (bug != 2) mbarrier_wait(&tiles.full[stage], step / 2 % 2);
+    if (bug != 5) wgmma_fence();
+    for (int i = 0; i < 64; i += 16) {
+      wgmma(d, wgmma_operand(tiles.a[stage] + i, 0), wgmma_operand(tiles.b[stage] + i, 0), true);
+    }
+    wgmma_commit();
+    if (bug == 4) mbarrier_arrive(&tiles.empty[stage]);
+    if (bug == 6) early = d[0][0];
+    if (bug == 7) d[0][0] = 0;
+    if (bug == 13) {
+      wgmma_wait<1>(d);
+    } else if (!(bug == 8 && step + 1 == k)) {
+      wgmma_wait<0>(d);
+    }
+    if (bug != 4) mbarrier_arrive(&tiles.empty[stage]);
+  }
+  if (bug == 13) wgmma_wait<0>(d);
+  const uint32_t row = thread / WARP * 16 + thread % WARP / 4;
+  for (int n = 0; n < 8; n++) {
+    for (int i = 0; i < 4; i++) {
+      if (bug == 6 && n == 0 && i == 0) d[n][i] = early;
+      c[(row + i / 2 * 8) * 64 + n * 8 + thread % 4 * 2 + i % 2] = d[n][i];
+    }
+  }
+}
+KERNEL_EXPORT(selftest_wgmma)

@@ -12,6 +12,7 @@ fn device(seed: u64, checked: bool) -> On<Cuda> {
     let settings = EmulatorSettings {
         seed,
         checked,
+        arch: 90,
         ..EmulatorSettings::default()
     };
     On::new(Cuda::emulator(settings).unwrap())
@@ -66,12 +67,39 @@ fn product(on: &On<Cuda>, bug: usize) -> Result<bool, String> {
     }))
 }
 
+fn warpgroup_product(on: &On<Cuda>, bug: usize) -> Result<bool, String> {
+    let k = 5;
+    let (a, b) = (random(64 * 64 * k, 7), random(64 * 64 * k, 8));
+    let (left, right) = (on.act(&a), on.act(&b));
+    let out = on.dirty::<f32>(64 * 64);
+    let launch = Launch::new("selftest_wgmma", [1, 1, 1], 256)
+        .shared(1024 + 4 * 64 * 64 * 2 + 32)
+        .ptr("a", &left.slice())
+        .ptr("b", &right.slice())
+        .ptr("c", &out.slice())
+        .u32("k", k)
+        .u32("bug", bug);
+    on.device
+        .launch(&on.ctx(), launch)
+        .map_err(|e| format!("{e:#}"))?;
+    let c = on.get(&out);
+    Ok((0..64 * 64).all(|i| {
+        let (row, column) = (i / 64, i % 64);
+        let want: f64 = (0..64 * k)
+            .map(|x| a[row * 64 * k + x] as f64 * b[column * 64 * k + x] as f64)
+            .sum();
+        (c[i] as f64 - want).abs() < 1e-4
+    }))
+}
+
 #[test]
 fn correct_kernels_pass_under_every_schedule() {
     for (seed, checked) in schedules() {
         let on = device(seed, checked);
         assert_eq!(reduce(&on, 0), Ok(true), "seed {seed} checked {checked}");
         assert_eq!(product(&on, 0), Ok(true), "seed {seed} checked {checked}");
+        let large = warpgroup_product(&on, 0);
+        assert_eq!(large, Ok(true), "seed {seed} checked {checked}");
     }
 }
 
@@ -93,13 +121,27 @@ fn planted_faults_are_named() {
         (4, "race: ldmatrix"),
         (5, "is under way|race"),
     ];
+    let warpgroups = [
+        (1, "without a fence_async_shared"),
+        (2, "nobody has written|before the cp.async|race: wgmma"),
+        (3, "race|is under way|arrivals are missing"),
+        (4, "that a wgmma under way reads|reads with no barrier"),
+        (5, "without wgmma_fence"),
+        (7, "an accumulator was written"),
+        (8, "that nobody has waited for"),
+        (10, "arrivals are missing"),
+        (11, "swizzled panel"),
+        (12, "before the cp.async"),
+        (13, "that a wgmma under way reads|reads with no barrier"),
+    ];
     for seed in 0..5 {
         let on = device(seed, true);
         type Run = fn(&On<Cuda>, usize) -> Result<bool, String>;
         let all = faults
             .iter()
             .map(|f| (reduce as Run, f))
-            .chain(copies.iter().map(|f| (product as Run, f)));
+            .chain(copies.iter().map(|f| (product as Run, f)))
+            .chain(warpgroups.iter().map(|f| (warpgroup_product as Run, f)));
         for (run, (bug, words)) in all {
             let error =
                 run(&on, *bug).expect_err(&format!("seed {seed}: fault {bug} must be reported"));
@@ -113,6 +155,9 @@ fn planted_faults_are_named() {
             );
         }
         assert_eq!(product(&on, 3), Ok(false), "a wrong fragment row");
+        for (bug, what) in [(6, "read before the wait"), (9, "not swizzled")] {
+            assert_eq!(warpgroup_product(&on, bug), Ok(false), "{what}");
+        }
     }
 }
 

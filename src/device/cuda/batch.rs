@@ -1,6 +1,7 @@
 //! A batch's descriptor on the device: what kernels read instead of host
 //! state. Layouts are those of `cuda/common.cuh`.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 
 use anyhow::{Result, ensure};
@@ -10,7 +11,7 @@ use super::{Cuda, CudaBuf};
 use crate::device::memory::Role;
 use crate::device::{BatchCapacity, Ctx};
 use crate::episode::AdapterId;
-use crate::model::batch::{Batch, Run};
+use crate::model::batch::{Batch, Run, Segment};
 
 /// Rows per tile of queries in attention.
 pub const QUERY_TILE: usize = 64;
@@ -380,7 +381,16 @@ fn query_tiles(batch: &Batch) -> Vec<AttentionTile> {
     tiles
 }
 
+/// Those that most queries see come first: a shared prompt's keys are seen by
+/// all of its completions, and a block that begins last would be waited for.
 fn key_tiles(batch: &Batch) -> Vec<AttentionTile> {
+    let mut queries = vec![0; batch.segments.len()];
+    let saved = |s: &&Segment| s.rows.end <= batch.saved_rows;
+    for segment in batch.segments.iter().filter(saved) {
+        for &of in &segment.prefix {
+            queries[of] += segment.rows.len();
+        }
+    }
     let mut tiles = Vec::new();
     for (id, segment) in batch.segments.iter().enumerate() {
         if segment.rows.end > batch.saved_rows {
@@ -395,6 +405,10 @@ fn key_tiles(batch: &Batch) -> Vec<AttentionTile> {
             });
         }
     }
+    tiles.sort_by_key(|t: &AttentionTile| {
+        let segment = &batch.segments[t.segment as usize];
+        Reverse(queries[t.segment as usize] + segment.rows.len() - t.position as usize)
+    });
     tiles
 }
 
@@ -431,4 +445,37 @@ fn pairs_of_rows(batch: &Batch) -> (Vec<u32>, Vec<u32>) {
         *at += 1;
     }
     (ends, order)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The tiles of a shared prompt are not left for the end, and none is lost.
+    #[test]
+    fn keys_that_most_queries_see_come_first() {
+        let mut batch = Batch::default();
+        batch.push_segment(&[0; 70], &[], None);
+        let prompt = batch.push_segment(&[0; 100], &[], None);
+        batch.push_segment(&[0; 65], &[prompt], None);
+        batch.push_segment(&[0; 30], &[prompt], None);
+        batch.saved_rows = batch.rows();
+        // Without gradient: it counts for nothing.
+        let other = batch.push_segment(&[0; 300], &[], None);
+        batch.push_segment(&[0; 300], &[other], None);
+        let order: Vec<(u32, u32)> = key_tiles(&batch)
+            .iter()
+            .map(|t| (t.row, t.rows))
+            .collect();
+        let want = [
+            (70, 64),
+            (134, 36),
+            (0, 64),
+            (170, 64),
+            (235, 30),
+            (64, 6),
+            (234, 1),
+        ];
+        assert_eq!(order, want);
+    }
 }
