@@ -216,13 +216,13 @@ DEVICE void forward(const bf16* qk, const bf16* qkv, const AttentionTile* tile_l
   softmax.take(s, 0, tile.position, scale);
   pack_accumulator<kKeys>(p, s);
   for (uint32_t step = 0; step + 1 < steps; step++) {
-    const uint32_t stage = step % kStages, full = step / kStages % 2;
+    const uint32_t stage = step % kStages;
     const uint32_t next = (step + 1) % kStages, next_full = (step + 1) / kStages % 2;
     mbarrier_wait(&tiles.full_k[next], next_full);
     wgmma_fence();
     issue_rows<D, kKeys>(s, q, tiles.k[next]);
     wgmma_commit();
-    mbarrier_wait(&tiles.full_v[stage], full);
+    // These values were copied before the keys that have been waited for.
     wgmma_fence();
     issue_accumulator<D, kKeys>(acc, p, tiles.v[stage]);
     wgmma_commit();
