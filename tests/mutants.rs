@@ -191,8 +191,38 @@ fn planted_faults_are_caught() {
         (
             "a sum that loses a part",
             "logprob",
-            "w < kThreads / WARP",
-            "w < kThreads / WARP - 1",
+            "w = 0; w < kWarps",
+            "w = 1; w < kWarps",
+        ),
+        (
+            "exponentials over logits that others have yet to read",
+            "logprob",
+            "      __syncthreads();\n      writable",
+            "      writable",
+        ),
+        (
+            "a barrier that is taken to allow for too much",
+            "logprob",
+            "writable = 2 * (stripe",
+            "writable = 4 * (stripe",
+        ),
+        (
+            "exponentials of a new reference beside those of the old",
+            "logprob",
+            "stripe < from ? 0.0f : by",
+            "by",
+        ),
+        (
+            "references of threads that are taken for the block's",
+            "logprob",
+            "all.top - first_ref > kFar",
+            "all.top - first_ref > 1e30f",
+        ),
+        (
+            "a sum that is not moved to a new top",
+            "logprob",
+            "sum *= shrink;",
+            "",
         ),
     ];
     for (what, stem, find, replace) in planted {

@@ -218,7 +218,8 @@ pub fn swiglu_backward(rows: usize, width: usize, act: usize) -> Cost {
     Cost::new(10 * rows * width, 5 * rows * width * act)
 }
 
-/// The head over pairs: 2 M H V for log-probs, as much again for u.
+/// The head over pairs: 2 M H V for log-probs, as much again for u. Logits do not
+/// count; the kernels that keep them in memory move 12 bytes each for u.
 pub fn logprob_forward(
     pairs: usize,
     grad_pairs: usize,

@@ -97,8 +97,14 @@ vectorized! {
         }
         add(rest);
         let (sum, spread) = (fold16(sums), fold16(spreads));
-        RowStats { logprob: 0.0, entropy: ln(sum) - spread / sum, top, sum }
+        RowStats { logprob: 0.0, entropy: ln_sum(sum) - spread / sum, top, sum }
     }
+}
+
+/// ln of a sum of exponentials. [`ln`] would make a number of a NaN.
+#[inline(always)]
+fn ln_sum(sum: f32) -> f32 {
+    if sum.is_nan() { sum } else { ln(sum) }
 }
 
 /// Log-prob and entropy of `target`; `z` becomes exponentials.
@@ -106,7 +112,7 @@ pub(crate) fn row_stats(z: &mut [f32], target: usize, inverse_temperature: f32) 
     let scaled = z[target] * inverse_temperature;
     let stats = exponentials(z, inverse_temperature);
     RowStats {
-        logprob: (scaled - stats.top) - ln(stats.sum),
+        logprob: (scaled - stats.top) - ln_sum(stats.sum),
         ..stats
     }
 }

@@ -9,12 +9,14 @@ use arca::device::cuda::Cuda;
 use arca::device::cuda::emulator::{EmulatorSettings, KernelStats};
 use arca::episode::AdapterId;
 use arca::model::adapter::{AdapterLayout, LoraSettings};
-use arca::model::batch::{Batch, PageTable};
+use arca::model::batch::{Batch, PageTable, Pair};
 use arca::model::config::{Group, ModelShape, Module};
 use arca::ops::adamw::{AdamW, AdamWStep};
 use arca::ops::attention::Attention;
 use arca::ops::cost::{self, Cost, Ranks};
 use arca::ops::decode::{DecodeAttention, PAGE, page_elements};
+use arca::ops::linear::Linear;
+use arca::ops::logprob::LogProb;
 use arca::ops::lora::Lora;
 use arca::ops::qknorm_rope::{QkNormRope, QkNormWeights, RopeTable};
 use arca::ops::residual::Residual;
@@ -22,7 +24,7 @@ use arca::ops::rmsnorm::{NormShape, RmsNorm};
 use arca::ops::swiglu::SwiGlu;
 use half::bf16;
 
-use super::{On, random, shape};
+use super::{On, random, shape, weight};
 
 /// Sums over an op's kernels, whose line is printed and checked.
 fn report(on: &On<Cuda>, op: &str, cost: Cost) -> KernelStats {
@@ -380,4 +382,60 @@ fn gradients_share_what_they_read() {
         let sum = report(&on, &format!("lora_gradients {group:?}"), cost);
         assert!(20 * sum.bank_conflicts <= sum.shared_requests, "{sum:?}");
     }
+}
+
+/// Of the 12 bytes of a logit, the two products have 6: the statistics ask for
+/// each once, and write exponentials once, for pairs with u alone.
+#[test]
+fn logits_are_read_once() {
+    let on = device();
+    let (pairs, grad_pairs, vocab, hidden) = (3, 2, 9_003, 16);
+    let columns = usize::next_multiple_of(vocab, 8);
+    let mut batch = Batch::default();
+    batch.push_segment(&vec![0; pairs], &[], None);
+    batch.saved_rows = pairs;
+    batch.pairs = (0..pairs as u32)
+        .map(|row| Pair {
+            row,
+            target: 4000 * row,
+        })
+        .collect();
+    batch.grad_pairs = grad_pairs;
+    let loaded = on.batch(&batch);
+    let head = on
+        .device
+        .load_matrix(&[weight(vocab, hidden, 1)], None, true, 0)
+        .unwrap();
+    let x = on.act(&random(pairs * hidden, 2));
+    let (mut logprobs, mut entropies) = (on.dirty::<f32>(pairs), on.dirty::<f32>(pairs));
+    let mut u = on.dirty::<bf16>(grad_pairs * hidden);
+    on.device.kernel_stats();
+    on.device
+        .logprob_forward(
+            &on.ctx(),
+            &on.ctx(),
+            &loaded,
+            &head,
+            1.0,
+            x.slice(),
+            logprobs.slice_mut(),
+            entropies.slice_mut(),
+            Some(u.slice_mut()),
+        )
+        .unwrap();
+    let stats = on.device.kernel_stats().unwrap();
+    let sum = &stats["logprob_stats"];
+    // Beside the logits, the target and its logit once more.
+    let read = pairs * (4 * columns + 8);
+    let written = grad_pairs * (2 * columns + 4) + pairs * 8;
+    println!(
+        "logprob_stats            requested {} read {} written, sectors/request {:.2}",
+        sum.global_bytes_read,
+        sum.global_bytes_written,
+        sum.sectors as f64 / sum.requests as f64
+    );
+    assert_eq!(sum.global_bytes_read, read as u64);
+    assert_eq!(sum.global_bytes_written, written as u64);
+    assert_eq!(sum.unique_bytes_written, written as u64);
+    assert_whole_sectors("logprob_stats", sum);
 }

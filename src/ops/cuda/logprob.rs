@@ -22,17 +22,19 @@ pub(super) struct Chunk {
     /// Most pairs of one chunk.
     pub pairs: usize,
     /// Offsets of bf16 x `[pairs, hidden]`, f32 logits `[pairs, columns]`,
-    /// bf16 probabilities of the same shape, f32 means `[pairs, hidden]`.
+    /// f32 sums of weights `[pairs, hidden]`, f32 factors `[pairs]` that make
+    /// means of them. Exponentials in bf16 come to lie over the logits, in the
+    /// first half of each row.
     x: u64,
     pub logits: u64,
-    probabilities: u64,
-    mean: u64,
+    sums: u64,
+    inverses: u64,
     pub bytes: usize,
 }
 
 impl Chunk {
     pub fn new(pairs: usize, hidden: usize, columns: usize, with_u: bool) -> Chunk {
-        let each = 2 * hidden + 4 * columns + if with_u { 2 * columns + 4 * hidden } else { 0 };
+        let each = 2 * hidden + 4 * columns + if with_u { 4 * hidden + 4 } else { 0 };
         let pairs = pairs
             .min(CHUNK_PAIRS)
             .min((CHUNK_BYTES / each).max(16))
@@ -44,16 +46,16 @@ impl Chunk {
             at as u64
         };
         let (x, logits) = (part(2 * pairs * hidden), part(4 * pairs * columns));
-        let (probabilities, mean) = match with_u {
-            true => (part(2 * pairs * columns), part(4 * pairs * hidden)),
+        let (sums, inverses) = match with_u {
+            true => (part(4 * pairs * hidden), part(4 * pairs)),
             false => (0, 0),
         };
         Chunk {
             pairs,
             x,
             logits,
-            probabilities,
-            mean,
+            sums,
+            inverses,
             bytes: end,
         }
     }
@@ -135,7 +137,7 @@ impl LogProb for Cuda {
             let targets = batch.lists.pair_targets + 4 * first as u64;
             self.head_logits(ctx, head, &x, rows, count, (base, &chunk))?;
             let with_u = grad_pairs.saturating_sub(first).min(count);
-            let probabilities = base + chunk.probabilities;
+            let inverses = base + chunk.inverses;
             self.launch(
                 ctx,
                 Launch::new("logprob_stats", [count as u32, 1, 1], 512)
@@ -143,7 +145,7 @@ impl LogProb for Cuda {
                     .ptr("targets", &targets)
                     .ptr("logprobs", &(logprobs.address() + 4 * first as u64))
                     .ptr("entropies", &(entropies.address() + 4 * first as u64))
-                    .maybe("probabilities", (with_u > 0).then_some(probabilities))
+                    .maybe("inverses", (with_u > 0).then_some(inverses))
                     .u32("grad_pairs", with_u)
                     .u32("vocab", head.outputs)
                     .u32("columns", columns)
@@ -159,13 +161,13 @@ impl LogProb for Cuda {
                 m: with_u,
                 n: hidden,
                 k: columns,
-                a: probabilities,
-                lda: columns,
+                a: base + chunk.logits,
+                lda: 2 * columns,
                 transpose_a: false,
                 b: head.weight.ptr(),
                 ldb: hidden,
                 transpose_b: false,
-                c: base + chunk.mean,
+                c: base + chunk.sums,
                 ldc: hidden,
                 c_f32: true,
                 accumulate: false,
@@ -176,7 +178,8 @@ impl LogProb for Cuda {
                 Launch::new("logprob_u", [with_u as u32, 1, 1], 128)
                     .ptr("weight", &head.weight)
                     .ptr("targets", &targets)
-                    .ptr("mean", &(base + chunk.mean))
+                    .ptr("sums", &(base + chunk.sums))
+                    .ptr("inverses", &inverses)
                     .ptr("u", &(u.address() + 2 * (first * hidden) as u64))
                     .u32("hidden", hidden)
                     .f32("inverse_temperature", 1.0 / temperature),
