@@ -21,7 +21,7 @@ const DEFAULT_ARCHS: &[&str] = &["sm_80", "sm_90a", "compute_90"];
 const ALL_ARCHS: &[&str] = &["sm_80", "sm_90a", "sm_100a", "sm_120a", "compute_90"];
 
 /// Kernels in which a register spill is a defect worth a warning.
-const HOT: &[&str] = &["attention", "lora", "logprob", "decode"];
+const HOT: &[&str] = &["attention", "lora", "lora_backward", "logprob", "decode"];
 
 fn main() {
     for name in [

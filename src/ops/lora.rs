@@ -32,6 +32,19 @@ pub struct LoraCall<'a, D: Lora> {
     pub s: Slice<'a, D, D::Act>,
 }
 
+/// A group's backward in a layer: what goes into it, with a row for each of dy's.
+pub struct LoraBackward<'a, D: Lora> {
+    pub adapters: &'a D::Adapters,
+    /// Of the adapter that all rows use.
+    pub layout: &'a AdapterLayout,
+    pub layer: usize,
+    pub group: Group,
+    pub x: Slice<'a, D, D::Act>,
+    /// As [`Lora::lora_shrink`] left it.
+    pub s: Slice<'a, D, D::Act>,
+    pub dy: Slice<'a, D, D::Act>,
+}
+
 pub trait Lora: Device {
     /// The compute form of all resident adapters, by [`AdapterId`].
     type Adapters: Send + Sync;
@@ -94,6 +107,56 @@ pub trait Lora: Device {
         ds: Slice<Self, Self::Act>,
         grads: SliceMut<Self, f32>,
     ) -> Result<()>;
+
+    /// ds, overwritten, and dA and dB added: what [`Lora::lora_shrink_backward`]
+    /// and then [`Lora::lora_gradients`] do, in one op that may read dy once.
+    fn lora_backward(
+        &self,
+        ctx: &Ctx<Self>,
+        batch: &Self::Batch,
+        rows: usize,
+        call: &LoraBackward<Self>,
+        ds: SliceMut<Self, Self::Act>,
+        grads: SliceMut<Self, f32>,
+    ) -> Result<()> {
+        two_passes(self, ctx, batch, rows, call, ds, grads)
+    }
+}
+
+/// The reference body of [`Lora::lora_backward`].
+pub fn two_passes<D: Lora>(
+    device: &D,
+    ctx: &Ctx<D>,
+    batch: &D::Batch,
+    rows: usize,
+    call: &LoraBackward<D>,
+    mut ds: SliceMut<D, D::Act>,
+    grads: SliceMut<D, f32>,
+) -> Result<()> {
+    let LoraBackward { layer, group, .. } = *call;
+    device.lora_shrink_backward(
+        ctx,
+        batch,
+        rows,
+        call.adapters,
+        layer,
+        group,
+        call.dy,
+        ds.reborrow(),
+    )?;
+    device.lora_gradients(
+        ctx,
+        batch,
+        rows,
+        call.layout,
+        layer,
+        group,
+        call.x,
+        call.s,
+        call.dy,
+        ds.as_const(),
+        grads,
+    )
 }
 
 /// The compute form of one module's A and B.

@@ -13,12 +13,12 @@ use crate::device::{Ctx, Slice, SliceMut};
 use crate::episode::AdapterId;
 use crate::model::adapter::AdapterLayout;
 use crate::model::config::{Group, ModelShape, Module};
-use crate::ops::lora::{Lora, LoraCall};
+use crate::ops::lora::{Lora, LoraBackward, LoraCall, two_passes};
 
 /// Largest rank that the kernels take.
 const MOST_RANK: usize = 256;
 /// Columns or rows of one block of a product.
-const TILE: usize = 64;
+pub(super) const TILE: usize = 64;
 /// Rows of one partial sum of a gradient, and most partial sums.
 const CHUNK_ROWS: usize = 512;
 const MOST_CHUNKS: usize = 16;
@@ -92,12 +92,20 @@ impl CudaAdapters {
 
     /// Columns of s that an adapter has in a group of a layer.
     pub(crate) fn columns(&self, id: AdapterId, layer: usize, group: Group) -> usize {
-        let Some(Some(compute)) = self.computes.get(id.0 as usize) else {
-            return 0;
-        };
-        let modules = group.modules().iter();
-        let factor = |&m: &Module| compute.factors[layer * Module::ALL.len() + m as usize];
-        modules.map(|m| factor(m).r_padded as usize).sum()
+        self.padded_ranks(id, layer, group).iter().sum()
+    }
+
+    /// The same by part of the group: zero where there is none, or the adapter
+    /// leaves it alone.
+    pub(super) fn padded_ranks(&self, id: AdapterId, layer: usize, group: Group) -> [usize; 3] {
+        let mut ranks = [0; 3];
+        if let Some(Some(compute)) = self.computes.get(id.0 as usize) {
+            for (rank, &module) in ranks.iter_mut().zip(group.modules()) {
+                let place = layer * Module::ALL.len() + module as usize;
+                *rank = compute.factors[place].r_padded as usize;
+            }
+        }
+        ranks
     }
 }
 
@@ -112,18 +120,10 @@ fn tiles_bytes(n: usize) -> u32 {
     (2 * 2 * (TILE * (TILE + 8) + (TILE * (n + 8)).max(n * (TILE + 8)))) as u32
 }
 
-/// Scratch of a group's gradients, of so many elements.
-pub(crate) fn workspace_bytes(rows: usize, elements: usize) -> usize {
+/// Chunks' sums of a group's gradients, of so many elements.
+pub(super) fn chunks_bytes(rows: usize, elements: usize) -> usize {
     match chunks(rows).1 {
         1 => 0,
-        n => 4 * n * elements,
-    }
-}
-
-/// The most that gradients of up to `rows` rows ask for.
-pub(crate) fn most_workspace_bytes(rows: usize, elements: usize) -> usize {
-    match MOST_CHUNKS.min(rows.div_ceil(CHUNK_ROWS)) {
-        0 | 1 => 0,
         n => 4 * n * elements,
     }
 }
@@ -148,7 +148,7 @@ pub(crate) fn table_words(shape: &ModelShape, adapters: usize) -> usize {
 
 /// Rows of a chunk, and how many there are: set by the rows alone, so that a
 /// sum's order is too.
-fn chunks(rows: usize) -> (usize, usize) {
+pub(super) fn chunks(rows: usize) -> (usize, usize) {
     let each = CHUNK_ROWS.max(rows.div_ceil(MOST_CHUNKS).next_multiple_of(TILE));
     (each, rows.div_ceil(each).max(1))
 }
@@ -365,6 +365,21 @@ impl Lora for Cuda {
         )
     }
 
+    fn lora_backward(
+        &self,
+        ctx: &Ctx<Self>,
+        batch: &CudaBatch,
+        rows: usize,
+        call: &LoraBackward<Self>,
+        ds: SliceMut<Self, bf16>,
+        grads: SliceMut<Self, f32>,
+    ) -> Result<()> {
+        match call.one_pass(batch, rows) {
+            Some(pass) => self.lora_backward_in_one(ctx, batch, &pass, call, ds, grads),
+            None => two_passes(self, ctx, batch, rows, call, ds, grads),
+        }
+    }
+
     fn lora_gradients(
         &self,
         ctx: &Ctx<Self>,
@@ -384,6 +399,64 @@ impl Lora for Cuda {
         if rows == 0 || elements == 0 {
             return Ok(());
         }
+        let grads = grads.address() + 4 * place_in_arena.start as u64;
+        let out = match chunks_bytes(rows, elements) {
+            0 => grads,
+            bytes => self.workspace(ctx, bytes)?,
+        };
+        let operands = GradientOperands {
+            layout,
+            layer,
+            group,
+            x,
+            s,
+            dy,
+            ds,
+        };
+        self.gradient_products(ctx, batch, rows, &operands, Products::All, out)?;
+        self.add_chunks(ctx, rows, elements, out, grads)
+    }
+}
+
+/// Which of a group's gradients are made.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum Products {
+    All,
+    OfA,
+}
+
+/// What a group's gradients in a layer are made of.
+pub(super) struct GradientOperands<'a> {
+    pub layout: &'a AdapterLayout,
+    pub layer: usize,
+    pub group: Group,
+    pub x: Slice<'a, Cuda, bf16>,
+    pub s: Slice<'a, Cuda, bf16>,
+    pub dy: Slice<'a, Cuda, bf16>,
+    pub ds: Slice<'a, Cuda, bf16>,
+}
+
+impl Cuda {
+    /// Products over rows, added to the group's gradients at `out`; where there
+    /// are several chunks of rows, their sums are put there one behind the other.
+    pub(super) fn gradient_products(
+        &self,
+        ctx: &Ctx<Self>,
+        batch: &CudaBatch,
+        rows: usize,
+        operands: &GradientOperands,
+        which: Products,
+        out: u64,
+    ) -> Result<()> {
+        let GradientOperands {
+            layout,
+            layer,
+            group,
+            x,
+            s,
+            dy,
+            ds,
+        } = *operands;
         let inputs = group.inputs(layout.shape());
         let widths = group.outputs(layout.shape());
         let mut ranks = [0; 3];
@@ -397,8 +470,10 @@ impl Lora for Cuda {
             false => vec![(inputs, padded.iter().sum())],
             true => padded.iter().map(|&c| (inputs, c)).collect(),
         };
-        let of_b = widths.iter().copied().zip(padded);
-        let products: Vec<(usize, usize)> = of_a.into_iter().chain(of_b).collect();
+        let mut products = of_a;
+        if which == Products::All {
+            products.extend(widths.iter().copied().zip(padded));
+        }
         let n = columns(products.iter().map(|p| p.1).max().unwrap_or(0));
         let blocks: usize = products
             .iter()
@@ -411,11 +486,6 @@ impl Lora for Cuda {
             (_, true) => "lora_gradients_dropout_64",
         };
         let (chunk_rows, chunks) = chunks(rows);
-        let grads = grads.address() + 4 * place_in_arena.start as u64;
-        let out = match chunks {
-            1 => grads,
-            _ => self.workspace(ctx, workspace_bytes(rows, elements))?,
-        };
         let [end0, end1, end2] = ends(&widths);
         let mut launch = Launch::new(kernel, [blocks as u32, chunks as u32, 1], 128)
             .shared(tiles_bytes(n))
@@ -428,7 +498,7 @@ impl Lora for Cuda {
             .ptr("s", &s)
             .u32("s_stride", s.stride(rows))
             .ptr("out", &out)
-            .u64("elements", elements as u64)
+            .u64("elements", layout.group(layer, group).len() as u64)
             .u32("inputs", inputs)
             .u32("r0", ranks[0])
             .u32("r1", ranks[1])
@@ -444,7 +514,20 @@ impl Lora for Cuda {
                 .u64("place", place(layer, group))
                 .f32("p", dropout_p(batch));
         }
-        self.launch(ctx, launch)?;
+        self.launch(ctx, launch)
+    }
+
+    /// Adds the chunks' sums that [`Cuda::gradient_products`] left at `out` to a
+    /// group's gradients, where there are several.
+    pub(super) fn add_chunks(
+        &self,
+        ctx: &Ctx<Self>,
+        rows: usize,
+        elements: usize,
+        out: u64,
+        grads: u64,
+    ) -> Result<()> {
+        let (_, chunks) = chunks(rows);
         if chunks == 1 {
             return Ok(());
         }
@@ -457,9 +540,7 @@ impl Lora for Cuda {
                 .u32("chunks", chunks),
         )
     }
-}
 
-impl Cuda {
     /// Room for an adapter's compute form, and the map from its master copy.
     fn new_compute(
         &self,
