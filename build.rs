@@ -21,7 +21,14 @@ const DEFAULT_ARCHS: &[&str] = &["sm_80", "sm_90a", "compute_90"];
 const ALL_ARCHS: &[&str] = &["sm_80", "sm_90a", "sm_100a", "sm_120a", "compute_90"];
 
 /// Kernels in which a register spill is a defect worth a warning.
-const HOT: &[&str] = &["attention", "attention_wgmma", "lora", "logprob", "decode"];
+const HOT: &[&str] = &[
+    "attention",
+    "attention_wgmma",
+    "lora",
+    "lora_backward",
+    "logprob",
+    "decode",
+];
 
 fn main() {
     for name in [
@@ -427,9 +434,9 @@ fn emulator(sources: &[PathBuf], out: &Path) {
             "runtime.h",
             "checker.h",
         ]
-            .map(|n| folder.join(n))
-            .each_ref()
-            .map(|p| p.as_path()),
+        .map(|n| folder.join(n))
+        .each_ref()
+        .map(|p| p.as_path()),
     );
     let words = |s: &str| s.split_whitespace().map(String::from).collect::<Vec<_>>();
     let object = |name: &str, source: &Path, flags: Vec<String>, inputs: String| {

@@ -16,7 +16,8 @@
 // All products: blocks of 4 warps on 64 rows (or 64 columns of the wide
 // operand), tiles of 64 in the reduction, copied one ahead (cp.async), m16n8k16
 // on tensor cores. Sums over rows are split in fixed chunks that a second
-// kernel adds in order: two runs do not differ.
+// kernel adds in order: two runs do not differ. Where all rows of a backward go
+// through one adapter of small rank, lora_backward.cu makes ds and dB.
 //
 // FLOPs 2 rows * (in + out) * r a pass; least bytes in src/ops/cost.rs.
 #include "common.cuh"
@@ -375,7 +376,8 @@ DEVICE uint32_t padded(uint32_t r) { return (r + 15) / 16 * 16; }
 // side by side: dA is one product then; with it each part has a mask of its own.
 //
 // A block takes 64 columns of the wide operand by N of the narrow one over rows
-// [blockIdx.y * chunk_rows, ..); blockIdx.x counts through the products. Factors
+// [blockIdx.y * chunk_rows, ..); blockIdx.x counts through the products, those of
+// dA first: a launch may end with them where lora_backward.cu made dB. Factors
 // lie one behind the other from out on, A [r, inputs] before B [width, r], as in
 // the arena. With one chunk, out is the gradient and is added to; else chunk c's
 // share of all `elements` is at out + c * elements.
@@ -401,19 +403,24 @@ DEVICE void gradients(const bf16* x, uint32_t x_stride, const bf16* ds, uint32_t
     return true;
   };
   const uint32_t column1 = padded(r0), column2 = column1 + padded(r1), column_end = column2 + padded(r2);
-  uint32_t part = 0, start = 0, width = inputs, first = 0, columns = column_end;
-  bool of_a = true;
-  for (;; part++) {
-    if (!DROPOUT && part == 0 && mine(inputs, column_end)) break;
-    first = of_part(part, 0, column1, column2);
-    columns = of_part(part, column1, column2, column_end) - first;
-    if (DROPOUT && mine(inputs, columns)) break;
-    start = of_part(part, 0, end0, end1);
-    const uint32_t end = of_part(part, end0, end1, end2);
-    if (!mine(end - start, columns)) continue;
-    width = end - start;
-    of_a = false;
-    break;
+  uint32_t part = 0, first = 0, columns = column_end;
+  auto take = [&](uint32_t p) {
+    part = p;
+    first = of_part(p, 0, column1, column2);
+    columns = of_part(p, column1, column2, column_end) - first;
+  };
+  bool of_a = !DROPOUT && mine(inputs, column_end);
+  for (uint32_t p = 0; DROPOUT && !of_a && p < 3; p++) {
+    take(p);
+    of_a = mine(inputs, columns);
+  }
+  uint32_t start = 0, width = inputs;
+  bool found = of_a;
+  for (uint32_t p = 0; !found; p++) {
+    take(p);
+    start = of_part(p, 0, end0, end1);
+    width = of_part(p, end0, end1, end2) - start;
+    found = mine(width, columns);
   }
   const bf16* wide = of_a ? x : dy + start;
   const bf16* narrow = (of_a ? ds : s) + first;

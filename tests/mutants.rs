@@ -121,6 +121,30 @@ fn planted_faults_are_caught() {
             "column < column2 ? 1",
             "column <= column2 ? 1",
         ),
+        (
+            "a tile that is copied over while it is read",
+            "lora_backward",
+            "      __syncthreads();",
+            "",
+        ),
+        (
+            "a tile that is not there yet",
+            "lora_backward",
+            "cp_async_wait<kStages - 2>",
+            "cp_async_wait<kStages - 1>",
+        ),
+        (
+            "sums of another part",
+            "lora_backward",
+            "part.sums += size_t",
+            "part.sums = 0 * size_t",
+        ),
+        (
+            "a chunk's sums that are left out",
+            "lora_backward",
+            "chunk = 0; chunk < part.chunks",
+            "chunk = 0; chunk < part.chunks - 1",
+        ),
         ("a missing warp fence", "decode", "    __syncwarp();\n", ""),
         (
             "a wrong fragment row",

@@ -138,6 +138,16 @@ impl Ranks {
             act * self.rows * (self.inputs + self.outputs + 2 * self.r) + 8 * parameters,
         )
     }
+
+    /// ds, dA and dB together: dy is read once, and ds stays on the chip.
+    pub fn backward(self, act: usize) -> Cost {
+        let apart = self.shrink_backward(act) + self.gradients(act);
+        let again = act * self.rows * (self.outputs + self.r);
+        Cost {
+            bytes: apart.bytes - again as f64,
+            ..apart
+        }
+    }
 }
 
 /// q and k of qkv read, and written normalised and rotated.
@@ -286,6 +296,11 @@ mod tests {
         let qkv = Ranks::new(&layout, 0, Group::Qkv, 10);
         assert_eq!((qkv.r, qkv.outputs, qkv.b), (12, 512, 4 * 512));
         assert_eq!(qkv.gradients(4).flops, 20.0 * (256.0 * 12.0 + 2048.0));
+        let backward = qkv.backward(4);
+        assert_eq!(backward.flops, 20.0 * (256.0 * 12.0 + 2.0 * 2048.0));
+        // x, dy, s and ds of 10 rows, B, and gradients updated.
+        let bytes = 40 * (256 + 512 + 2 * 12) + 4 * 2048 + 8 * (256 * 12 + 2048);
+        assert_eq!(backward.bytes, bytes as f64);
     }
 
     #[test]

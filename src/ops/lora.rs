@@ -8,6 +8,8 @@
 //! s has one block of columns per part of the matrix, each padded to whole
 //! panels; base rows take no part.
 
+mod pack;
+
 use std::ops::Range;
 
 use anyhow::Result;
@@ -16,11 +18,13 @@ use crate::device::cpu::gemm::{self, Block, LANES, Left, Right, Sums};
 use crate::device::cpu::{Cpu, CpuBatch, pool};
 use crate::device::{Ctx, Device, Float, Slice, SliceMut};
 use crate::episode::AdapterId;
-use crate::model::adapter::{AdapterLayout, Factor};
+use crate::model::adapter::AdapterLayout;
 use crate::model::batch::Run;
 use crate::model::config::{Group, ModelShape};
 use crate::ops::linear::Part;
 use crate::rng;
+use pack::FactorPack;
+pub(crate) use pack::packed_elements;
 
 /// Which LoRA terms a product has, and where s (or ds) lies.
 pub struct LoraCall<'a, D: Lora> {
@@ -30,6 +34,19 @@ pub struct LoraCall<'a, D: Lora> {
     /// A row of s (or ds) for each of the product's; columns as the adapter's
     /// layout has them.
     pub s: Slice<'a, D, D::Act>,
+}
+
+/// A group's backward in a layer: what goes into it, with a row for each of dy's.
+pub struct LoraBackward<'a, D: Lora> {
+    pub adapters: &'a D::Adapters,
+    /// Of the adapter that all rows use.
+    pub layout: &'a AdapterLayout,
+    pub layer: usize,
+    pub group: Group,
+    pub x: Slice<'a, D, D::Act>,
+    /// As [`Lora::lora_shrink`] left it.
+    pub s: Slice<'a, D, D::Act>,
+    pub dy: Slice<'a, D, D::Act>,
 }
 
 pub trait Lora: Device {
@@ -94,70 +111,56 @@ pub trait Lora: Device {
         ds: Slice<Self, Self::Act>,
         grads: SliceMut<Self, f32>,
     ) -> Result<()>;
-}
 
-/// The compute form of one module's A and B.
-struct FactorPack {
-    r: usize,
-    /// c A in panels over r: `[in, LANES]` each.
-    shrink: Vec<f32>,
-    /// B in panels over the outputs: `[r, LANES]` each.
-    expand: Vec<f32>,
-    /// c B in panels over r: `[out, LANES]` each.
-    shrink_backward: Vec<f32>,
-    /// A in panels over the inputs: `[r, LANES]` each.
-    expand_backward: Vec<f32>,
-}
-
-impl FactorPack {
-    fn new(f: &Factor, params: &[f32]) -> Self {
-        let (r, n_in, n_out) = (f.r, f.inputs, f.outputs);
-        let a = &params[f.a..f.a + r * n_in];
-        let b = &params[f.b..f.b + n_out * r];
-        let rp = r.div_ceil(LANES);
-        let mut shrink = vec![0.0; rp * n_in * LANES];
-        let mut expand_backward = vec![0.0; n_in.div_ceil(LANES) * r * LANES];
-        for i in 0..r {
-            for k in 0..n_in {
-                let x = a[i * n_in + k];
-                shrink[((i / LANES) * n_in + k) * LANES + i % LANES] = f.scale * x;
-                expand_backward[((k / LANES) * r + i) * LANES + k % LANES] = x;
-            }
-        }
-        let mut expand = vec![0.0; n_out.div_ceil(LANES) * r * LANES];
-        let mut shrink_backward = vec![0.0; rp * n_out * LANES];
-        for o in 0..n_out {
-            for i in 0..r {
-                let x = b[o * r + i];
-                expand[((o / LANES) * r + i) * LANES + o % LANES] = x;
-                shrink_backward[((i / LANES) * n_out + o) * LANES + i % LANES] = f.scale * x;
-            }
-        }
-        FactorPack {
-            r,
-            shrink,
-            expand,
-            shrink_backward,
-            expand_backward,
-        }
-    }
-
-    fn elements(&self) -> usize {
-        self.shrink.len()
-            + self.expand.len()
-            + self.shrink_backward.len()
-            + self.expand_backward.len()
-    }
-
-    fn width(&self) -> usize {
-        self.r.next_multiple_of(LANES)
+    /// ds, overwritten, and dA and dB added: what [`Lora::lora_shrink_backward`]
+    /// and then [`Lora::lora_gradients`] do, in one op that may read dy once.
+    fn lora_backward(
+        &self,
+        ctx: &Ctx<Self>,
+        batch: &Self::Batch,
+        rows: usize,
+        call: &LoraBackward<Self>,
+        ds: SliceMut<Self, Self::Act>,
+        grads: SliceMut<Self, f32>,
+    ) -> Result<()> {
+        two_passes(self, ctx, batch, rows, call, ds, grads)
     }
 }
 
-/// f32 elements of a factor's compute form on the CPU.
-pub(crate) fn packed_elements(f: &Factor) -> usize {
-    let padded = |n: usize| n.next_multiple_of(LANES);
-    padded(f.r) * (f.inputs + f.outputs) + (padded(f.inputs) + padded(f.outputs)) * f.r
+/// The reference body of [`Lora::lora_backward`].
+pub fn two_passes<D: Lora>(
+    device: &D,
+    ctx: &Ctx<D>,
+    batch: &D::Batch,
+    rows: usize,
+    call: &LoraBackward<D>,
+    mut ds: SliceMut<D, D::Act>,
+    grads: SliceMut<D, f32>,
+) -> Result<()> {
+    let LoraBackward { layer, group, .. } = *call;
+    device.lora_shrink_backward(
+        ctx,
+        batch,
+        rows,
+        call.adapters,
+        layer,
+        group,
+        call.dy,
+        ds.reborrow(),
+    )?;
+    device.lora_gradients(
+        ctx,
+        batch,
+        rows,
+        call.layout,
+        layer,
+        group,
+        call.x,
+        call.s,
+        call.dy,
+        ds.as_const(),
+        grads,
+    )
 }
 
 /// One layer's factors, by group and part.

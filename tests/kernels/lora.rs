@@ -20,7 +20,7 @@ test_device!(ranks);
 test_device!(gradients_over_chunks);
 test_device!(gradients_together_are_those_alone);
 
-fn model(hidden: usize, intermediate: usize) -> ModelShape {
+pub(super) fn model(hidden: usize, intermediate: usize) -> ModelShape {
     ModelShape {
         hidden_size: hidden,
         intermediate_size: intermediate,
@@ -31,7 +31,7 @@ fn model(hidden: usize, intermediate: usize) -> ModelShape {
     }
 }
 
-fn layout(shape: &ModelShape, targets: &[(usize, Module, usize)]) -> AdapterLayout {
+pub(super) fn layout(shape: &ModelShape, targets: &[(usize, Module, usize)]) -> AdapterLayout {
     let settings = LoraSettings {
         r: 8,
         alpha: 16.0,
@@ -50,23 +50,23 @@ fn layout(shape: &ModelShape, targets: &[(usize, Module, usize)]) -> AdapterLayo
     AdapterLayout::new(shape, settings).unwrap()
 }
 
-struct Bed<'a, D: Ops> {
-    on: &'a On<D>,
+pub(super) struct Bed<'a, D: Ops> {
+    pub(super) on: &'a On<D>,
     shape: &'a ModelShape,
-    layouts: &'a [AdapterLayout],
-    adapters: D::Adapters,
-    batch: D::Batch,
-    rows: usize,
-    group: Group,
+    pub(super) layouts: &'a [AdapterLayout],
+    pub(super) adapters: D::Adapters,
+    pub(super) batch: D::Batch,
+    pub(super) rows: usize,
+    pub(super) group: Group,
     /// Whether s lies where plans put it, rather than by itself.
-    joined: bool,
+    pub(super) joined: bool,
 }
 
 /// What a pass through one group gives: s, y, ds, dx.
 type Pass = [Vec<f32>; 4];
 
 impl<'a, D: Ops> Bed<'a, D> {
-    fn new(
+    pub(super) fn new(
         on: &'a On<D>,
         shape: &'a ModelShape,
         layouts: &'a [AdapterLayout],
@@ -103,7 +103,7 @@ impl<'a, D: Ops> Bed<'a, D> {
 
     /// Rows of these values, NaN behind them, and rows for s (NaN, but for
     /// separate ones).
-    fn operands(&self, values: &[f32], width: usize) -> [Rows<D>; 2] {
+    pub(super) fn operands(&self, values: &[f32], width: usize) -> [Rows<D>; 2] {
         let (on, rows, s_width) = (self.on, self.rows, self.s_width());
         let made = |width, lora| Rows::with_lora(&on.device, rows, width, lora).unwrap();
         let [mut x, mut s] = match self.joined {
@@ -133,7 +133,7 @@ impl<'a, D: Ops> Bed<'a, D> {
     }
 
     /// s of adapted rows, wherever it lies; zeros for those of the base.
-    fn s_of(&self, [x, s]: &[Rows<D>; 2], width: usize) -> Vec<f32> {
+    pub(super) fn s_of(&self, [x, s]: &[Rows<D>; 2], width: usize) -> Vec<f32> {
         let (rows, s_width) = (self.rows, self.s_width());
         let joins = self.joined && self.on.device.memory_kind().joins_lora();
         let (from, first) = match joins {
@@ -260,7 +260,7 @@ impl<'a, D: Ops> Bed<'a, D> {
     }
 }
 
-fn dropout(batch: &mut Batch) {
+pub(super) fn dropout(batch: &mut Batch) {
     batch.dropout = Some(Dropout {
         p: 0.3,
         row_keys: (0..batch.rows()).map(|i| mix(i as u64 / 3)).collect(),

@@ -14,6 +14,7 @@ mod embedding;
 mod linear;
 mod logprob;
 mod lora;
+mod lora_backward;
 mod model;
 mod qknorm_rope;
 mod residual;

@@ -5,6 +5,8 @@
 //! `cargo test --release --features emulator -- --nocapture traffic` prints the table.
 #![cfg(feature = "emulator")]
 
+use std::collections::BTreeMap;
+
 use arca::device::cuda::Cuda;
 use arca::device::cuda::emulator::{EmulatorSettings, KernelStats};
 use arca::episode::AdapterId;
@@ -17,7 +19,7 @@ use arca::ops::cost::{self, Cost, Ranks};
 use arca::ops::decode::{DecodeAttention, PAGE, page_elements};
 use arca::ops::linear::Linear;
 use arca::ops::logprob::LogProb;
-use arca::ops::lora::Lora;
+use arca::ops::lora::{Lora, LoraBackward};
 use arca::ops::qknorm_rope::{QkNormRope, QkNormWeights, RopeTable};
 use arca::ops::residual::Residual;
 use arca::ops::rmsnorm::{NormShape, RmsNorm};
@@ -28,7 +30,10 @@ use super::{On, random, shape, weight};
 
 /// Sums over an op's kernels, whose line is printed and checked.
 fn report(on: &On<Cuda>, op: &str, cost: Cost) -> KernelStats {
-    let stats = on.device.kernel_stats().unwrap();
+    report_of(&on.device.kernel_stats().unwrap(), op, cost)
+}
+
+fn report_of(stats: &BTreeMap<&str, KernelStats>, op: &str, cost: Cost) -> KernelStats {
     let mut sum = KernelStats::default();
     for s in stats.values() {
         sum.unique_bytes_read += s.unique_bytes_read;
@@ -438,4 +443,80 @@ fn logits_are_read_once() {
     assert_eq!(sum.global_bytes_written, written as u64);
     assert_eq!(sum.unique_bytes_written, written as u64);
     assert_whole_sectors("logprob_stats", sum);
+}
+
+/// LoRA's backward reads each element of dy once, for ds and dB.
+#[test]
+fn one_backward_reads_dy_once() {
+    let on = device();
+    let shape = ModelShape {
+        hidden_size: 512,
+        intermediate_size: 512,
+        ..shape(64, 4, 2)
+    };
+    let settings = LoraSettings::uniform(&shape, &Module::ALL, 16, 32.0, 0.0, false);
+    let layout = AdapterLayout::new(&shape, settings).unwrap();
+    let rows = 512;
+    let mut batch = Batch::default();
+    batch.push_segment(&vec![0; rows], &[], Some(AdapterId(0)));
+    batch.saved_rows = rows;
+    let loaded = on.batch(&batch);
+    let mut grads = on.float::<f32>(&random(layout.len(), 6));
+    let mut adapters = on.device.new_adapters(&shape).unwrap();
+    on.device
+        .sync_adapter(
+            &on.ctx(),
+            &mut adapters,
+            AdapterId(0),
+            &layout,
+            grads.slice(),
+        )
+        .unwrap();
+    for group in Group::ALL {
+        let (inputs, parts) = (group.inputs(&shape), group.outputs(&shape));
+        let outputs: usize = parts.iter().sum();
+        let s_width = layout.s_width(group);
+        let x = on.act(&random(rows * inputs, 1));
+        let dy = on.act(&random(rows * outputs, 2));
+        let s = on.act(&random(rows * s_width, 3));
+        let mut ds = on.dirty::<bf16>(rows * s_width);
+        let call = LoraBackward {
+            adapters: &adapters,
+            layout: &layout,
+            layer: 0,
+            group,
+            x: x.slice(),
+            s: s.slice(),
+            dy: dy.slice(),
+        };
+        // As a larger batch has its columns cut.
+        let pass = call.one_pass(&loaded, rows).unwrap().in_chunks_of(512);
+        on.device.kernel_stats();
+        on.device
+            .lora_backward_in_one(
+                &on.ctx(),
+                &loaded,
+                &pass,
+                &call,
+                ds.slice_mut(),
+                grads.slice_mut(),
+            )
+            .unwrap();
+        let stats = on.device.kernel_stats().unwrap();
+        let cost = Ranks::new(&layout, 0, group, rows).backward(2);
+        let sum = report_of(&stats, &format!("lora_backward {group:?}"), cost);
+        assert!(20 * sum.bank_conflicts <= sum.shared_requests, "{sum:?}");
+        // Beside dy: s and B by each block, the gradients that are added to, and
+        // the factors' places, which every lane looks up.
+        let blocks: usize = parts.iter().map(|w| w.div_ceil(512)).sum();
+        let rest = blocks * 2 * 16 * rows + 2 * 16 * outputs + 4 * 16 * outputs;
+        let places = blocks * 128 * parts.len() * 48;
+        let asked = stats["lora_backward_16"].global_bytes_read as usize;
+        let least = 2 * rows * outputs + rest;
+        assert!(
+            (least..least + places).contains(&asked),
+            "{asked} bytes, not {least}"
+        );
+        assert!(places < rows * outputs, "a second read of dy would show");
+    }
 }

@@ -16,7 +16,7 @@ use crate::model::half_layer::HalfLayers;
 use crate::ops::adamw::AdamWStep;
 use crate::ops::cost::{self, Cost, Ranks};
 use crate::ops::decode::{PAGE, page_elements};
-use crate::ops::lora::LoraCall;
+use crate::ops::lora::{LoraBackward, LoraCall};
 use crate::ops::qknorm_rope::{QkNormWeights, RopeTable};
 use crate::ops::rmsnorm::NormShape;
 use crate::ops::sample::SampleRequest;
@@ -250,22 +250,19 @@ impl<'a, D: HalfLayers> Bed<'a, D> {
                     s.get_mut(rows),
                 )
             })?,
-            self.time(
-                &name("lora_shrink_backward"),
-                ranks.shrink_backward(act),
-                &mut || {
-                    device.lora_shrink_backward(
-                        ctx,
-                        &self.batch,
-                        rows,
-                        &self.adapters,
-                        0,
-                        group,
-                        dy.get(rows),
-                        ds.get_mut(rows),
-                    )
-                },
-            )?,
+            self.time(&name("lora_backward"), ranks.backward(act), &mut || {
+                let call = LoraBackward {
+                    adapters: &self.adapters,
+                    layout: &self.layout,
+                    layer: 0,
+                    group,
+                    x: x.get(rows),
+                    s: s.get(rows),
+                    dy: dy.get(rows),
+                };
+                let grads = all_mut(&mut grads, self.layout.len());
+                device.lora_backward(ctx, &self.batch, rows, &call, ds.get_mut(rows), grads)
+            })?,
         ];
         let call = |s| LoraCall {
             adapters: &self.adapters,
@@ -303,23 +300,6 @@ impl<'a, D: HalfLayers> Bed<'a, D> {
                 )
             },
         )?);
-        out.push(
-            self.time(&name("lora_gradients"), ranks.gradients(act), &mut || {
-                device.lora_gradients(
-                    ctx,
-                    &self.batch,
-                    rows,
-                    &self.layout,
-                    0,
-                    group,
-                    x.get(rows),
-                    s.get(rows),
-                    dy.get(rows),
-                    ds.get(rows),
-                    all_mut(&mut grads, self.layout.len()),
-                )
-            })?,
-        );
         Ok(out)
     }
 

@@ -463,10 +463,7 @@ mod tests {
         // Without gradient: it counts for nothing.
         let other = batch.push_segment(&[0; 300], &[], None);
         batch.push_segment(&[0; 300], &[other], None);
-        let order: Vec<(u32, u32)> = key_tiles(&batch)
-            .iter()
-            .map(|t| (t.row, t.rows))
-            .collect();
+        let order: Vec<(u32, u32)> = key_tiles(&batch).iter().map(|t| (t.row, t.rows)).collect();
         let want = [
             (70, 64),
             (134, 36),

@@ -9,7 +9,7 @@ use crate::model::config::Group;
 use crate::ops::Ops;
 use crate::ops::cost::{self, Cost};
 use crate::ops::linear::Linear;
-use crate::ops::lora::LoraCall;
+use crate::ops::lora::{LoraBackward, LoraCall};
 
 /// Names of the products in profiles, by group.
 const FORWARD: [&str; 4] = [
@@ -112,40 +112,27 @@ pub(super) fn linear_backward<D: Ops>(
     let act = size_of::<D::Act>();
     let mut call = None;
     if pass.s_width[group as usize] > 0 {
-        pass.op(
-            device,
-            "lora_shrink_backward",
-            || pass.ranks(device, layer, group, rows).shrink_backward(act),
-            || {
-                device.lora_shrink_backward(
-                    pass.ctx,
-                    pass.batch,
-                    rows,
-                    pass.adapters,
-                    layer,
-                    group,
-                    dy,
-                    ds.reborrow(),
-                )
-            },
-        )?;
         let len = grads.layout.len();
+        let backward = LoraBackward {
+            adapters: pass.adapters,
+            layout: grads.layout,
+            layer,
+            group,
+            x,
+            s,
+            dy,
+        };
         pass.op(
             device,
-            "lora_gradients",
-            || pass.ranks(device, layer, group, rows).gradients(act),
+            "lora_backward",
+            || pass.ranks(device, layer, group, rows).backward(act),
             || {
-                device.lora_gradients(
+                device.lora_backward(
                     pass.ctx,
                     pass.batch,
                     rows,
-                    grads.layout,
-                    layer,
-                    group,
-                    x,
-                    s,
-                    dy,
-                    ds.as_const(),
+                    &backward,
+                    ds.reborrow(),
                     slice_mut(grads.grads, len),
                 )
             },

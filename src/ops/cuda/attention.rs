@@ -85,7 +85,8 @@ fn wgmma(shape: &ModelShape) -> Result<Kernels> {
         // two stages.
         backward_kv_bytes: (beside
             + 2 * rows(KEY_TILE)
-            + 2 * 2 * (2 * rows(QUERY_TILE) + 2 * 4 * QUERY_TILE)) as u32,
+            + 2 * 2 * (2 * rows(QUERY_TILE) + 2 * 4 * QUERY_TILE))
+            as u32,
     })
 }
 

@@ -1,105 +1,28 @@
 //! Launches of `cuda/lora.cu`: see [`crate::ops::lora`] for the contract.
 
-use anyhow::{Result, ensure};
-use bytemuck::{Pod, Zeroable};
+mod adapters;
+
+use anyhow::Result;
 use half::bf16;
+
+pub use adapters::CudaAdapters;
+pub(crate) use adapters::{compute_elements, source_words, table_words};
 
 use super::linear::CudaMatrix;
 use super::stride_grid;
 use crate::device::cuda::batch::CudaBatch;
-use crate::device::cuda::{Address, Cuda, CudaBuf, Launch};
-use crate::device::memory::Role;
+use crate::device::cuda::{Address, Cuda, Launch};
 use crate::device::{Ctx, Slice, SliceMut};
 use crate::episode::AdapterId;
 use crate::model::adapter::AdapterLayout;
-use crate::model::config::{Group, ModelShape, Module};
-use crate::ops::lora::{Lora, LoraCall};
+use crate::model::config::{Group, ModelShape};
+use crate::ops::lora::{Lora, LoraBackward, LoraCall, two_passes};
 
-/// Largest rank that the kernels take.
-const MOST_RANK: usize = 256;
 /// Columns or rows of one block of a product.
-const TILE: usize = 64;
+pub(super) const TILE: usize = 64;
 /// Rows of one partial sum of a gradient, and most partial sums.
 const CHUNK_ROWS: usize = 512;
 const MOST_CHUNKS: usize = 16;
-
-/// `LoraFactor` of common.cuh.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-struct FactorEntry {
-    a: u64,
-    b: u64,
-    scale: f32,
-    r: u32,
-    r_padded: u32,
-    s_column: u32,
-}
-
-/// `LoraSource` of lora.cu.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-struct SourceEntry {
-    a_from: u64,
-    b_from: u64,
-    a: u64,
-    b: u64,
-    r: u32,
-    r_padded: u32,
-    inputs: u32,
-    outputs: u32,
-}
-
-/// One adapter's factors in bf16, with padded ranks.
-struct Compute {
-    /// By layer and module.
-    factors: Vec<FactorEntry>,
-    sources: CudaBuf<u32>,
-    count: usize,
-    _memory: CudaBuf<bf16>,
-}
-
-/// All resident adapters on the device.
-pub struct CudaAdapters {
-    shape: ModelShape,
-    computes: Vec<Option<Compute>>,
-    /// [`FactorEntry`] by layer, module and adapter.
-    table: Option<CudaBuf<u32>>,
-    /// By adapter, which of all syncs it had last.
-    states: Vec<u64>,
-    /// How many syncs there were.
-    syncs: u64,
-    /// Largest padded rank by group.
-    widest: [usize; 4],
-}
-
-impl CudaAdapters {
-    /// The table's entries of a group's first module in a layer.
-    pub(crate) fn factors(&self, layer: usize, group: Group) -> u64 {
-        let place = layer * Module::ALL.len() + group.modules()[0] as usize;
-        let bytes = place * self.computes.len() * size_of::<FactorEntry>();
-        self.table.as_ref().map_or(0, |t| t.ptr()) + bytes as u64
-    }
-
-    /// How many adapters a table's row has.
-    pub(crate) fn len(&self) -> usize {
-        self.computes.len()
-    }
-
-    /// A number that no other adapter has, and this one only until it changes.
-    pub(crate) fn state(&self, id: AdapterId) -> u64 {
-        self.states[id.0 as usize]
-    }
-
-    /// Columns of s that an adapter has in a group of a layer.
-    pub(crate) fn columns(&self, id: AdapterId, layer: usize, group: Group) -> usize {
-        let Some(Some(compute)) = self.computes.get(id.0 as usize) else {
-            return 0;
-        };
-        let modules = group.modules().iter();
-        let factor = |&m: &Module| compute.factors[layer * Module::ALL.len() + m as usize];
-        modules.map(|m| factor(m).r_padded as usize).sum()
-    }
-}
 
 /// Padded ranks' columns: the width of the kernels' column blocks.
 fn columns(r_padded: usize) -> usize {
@@ -112,43 +35,17 @@ fn tiles_bytes(n: usize) -> u32 {
     (2 * 2 * (TILE * (TILE + 8) + (TILE * (n + 8)).max(n * (TILE + 8)))) as u32
 }
 
-/// Scratch of a group's gradients, of so many elements.
-pub(crate) fn workspace_bytes(rows: usize, elements: usize) -> usize {
+/// Chunks' sums of a group's gradients, of so many elements.
+pub(super) fn chunks_bytes(rows: usize, elements: usize) -> usize {
     match chunks(rows).1 {
         1 => 0,
         n => 4 * n * elements,
     }
 }
 
-/// The most that gradients of up to `rows` rows ask for.
-pub(crate) fn most_workspace_bytes(rows: usize, elements: usize) -> usize {
-    match MOST_CHUNKS.min(rows.div_ceil(CHUNK_ROWS)) {
-        0 | 1 => 0,
-        n => 4 * n * elements,
-    }
-}
-
-/// Elements of an adapter's compute form.
-pub(crate) fn compute_elements(layout: &AdapterLayout) -> usize {
-    layout
-        .factors()
-        .map(|(_, _, f)| f.r.next_multiple_of(16) * (f.inputs + f.outputs))
-        .sum()
-}
-
-/// Words of the map from an adapter's master copy to its compute form.
-pub(crate) fn source_words(layout: &AdapterLayout) -> usize {
-    layout.factors().count() * size_of::<SourceEntry>() / 4
-}
-
-/// Words of the table of so many adapters' factors.
-pub(crate) fn table_words(shape: &ModelShape, adapters: usize) -> usize {
-    shape.num_layers * Module::ALL.len() * adapters * size_of::<FactorEntry>() / 4
-}
-
 /// Rows of a chunk, and how many there are: set by the rows alone, so that a
 /// sum's order is too.
-fn chunks(rows: usize) -> (usize, usize) {
+pub(super) fn chunks(rows: usize) -> (usize, usize) {
     let each = CHUNK_ROWS.max(rows.div_ceil(MOST_CHUNKS).next_multiple_of(TILE));
     (each, rows.div_ceil(each).max(1))
 }
@@ -194,7 +91,7 @@ impl Cuda {
                 .shared((2 * 2 * TILE * (TILE + 8)) as u32)
                 .ptr("s", &call.s)
                 .ptr("factors", &call.adapters.factors(call.layer, call.group))
-                .u32("adapters", call.adapters.computes.len())
+                .u32("adapters", call.adapters.len())
                 .ptr("tiles", &batch.lists.adapter_tiles)
                 .ptr("y", &y)
                 .u32("total", weight.outputs)
@@ -223,7 +120,7 @@ impl Cuda {
                 .shared((2 * 2 * TILE * (TILE + 8)) as u32)
                 .ptr("ds", &call.s)
                 .ptr("factors", &call.adapters.factors(call.layer, call.group))
-                .u32("adapters", call.adapters.computes.len())
+                .u32("adapters", call.adapters.len())
                 .u32("parts", call.group.modules().len())
                 .ptr("tiles", &batch.lists.adapter_tiles)
                 .ptr("dx", &dx)
@@ -240,14 +137,7 @@ impl Lora for Cuda {
     type Adapters = CudaAdapters;
 
     fn new_adapters(&self, shape: &ModelShape) -> Result<CudaAdapters> {
-        Ok(CudaAdapters {
-            shape: shape.clone(),
-            computes: Vec::new(),
-            table: None,
-            states: Vec::new(),
-            syncs: 0,
-            widest: [0; 4],
-        })
+        Ok(CudaAdapters::new(shape))
     }
 
     fn sync_adapter(
@@ -258,26 +148,7 @@ impl Lora for Cuda {
         layout: &AdapterLayout,
         params: Slice<Self, f32>,
     ) -> Result<()> {
-        let index = id.0 as usize;
-        if adapters.computes.len() <= index {
-            adapters.computes.resize_with(index + 1, || None);
-            adapters.states.resize(index + 1, 0);
-        }
-        adapters.syncs += 1;
-        adapters.states[index] = adapters.syncs;
-        if adapters.computes[index].is_none() {
-            adapters.computes[index] = Some(self.new_compute(ctx, &adapters.shape, layout)?);
-            self.rebuild_table(ctx, adapters)?;
-        }
-        let Some(compute) = &adapters.computes[index] else {
-            return Ok(());
-        };
-        self.launch(
-            ctx,
-            Launch::new("lora_sync", [16, compute.count as u32, 1], 256)
-                .ptr("params", &params)
-                .ptr("sources", &compute.sources),
-        )
+        self.sync(ctx, adapters, id, layout, params)
     }
 
     fn lora_shrink(
@@ -309,7 +180,7 @@ impl Lora for Cuda {
             .shared(tiles_bytes(n))
             .ptr("x", &x)
             .ptr("factors", &adapters.factors(layer, group))
-            .u32("adapters", adapters.computes.len())
+            .u32("adapters", adapters.len())
             .ptr("tiles", &batch.lists.adapter_tiles)
             .ptr("s", &s)
             .u32("inputs", group.inputs(&adapters.shape))
@@ -354,7 +225,7 @@ impl Lora for Cuda {
                 .shared(tiles_bytes(n))
                 .ptr("dy", &dy)
                 .ptr("factors", &adapters.factors(layer, group))
-                .u32("adapters", adapters.computes.len())
+                .u32("adapters", adapters.len())
                 .ptr("tiles", &batch.lists.adapter_tiles)
                 .ptr("ds", &ds)
                 .u32("dy_stride", dy.stride(rows))
@@ -363,6 +234,21 @@ impl Lora for Cuda {
                 .u32("end1", end1)
                 .u32("end2", end2),
         )
+    }
+
+    fn lora_backward(
+        &self,
+        ctx: &Ctx<Self>,
+        batch: &CudaBatch,
+        rows: usize,
+        call: &LoraBackward<Self>,
+        ds: SliceMut<Self, bf16>,
+        grads: SliceMut<Self, f32>,
+    ) -> Result<()> {
+        match call.one_pass(batch, rows) {
+            Some(pass) => self.lora_backward_in_one(ctx, batch, &pass, call, ds, grads),
+            None => two_passes(self, ctx, batch, rows, call, ds, grads),
+        }
     }
 
     fn lora_gradients(
@@ -384,6 +270,64 @@ impl Lora for Cuda {
         if rows == 0 || elements == 0 {
             return Ok(());
         }
+        let grads = grads.address() + 4 * place_in_arena.start as u64;
+        let out = match chunks_bytes(rows, elements) {
+            0 => grads,
+            bytes => self.workspace(ctx, bytes)?,
+        };
+        let operands = GradientOperands {
+            layout,
+            layer,
+            group,
+            x,
+            s,
+            dy,
+            ds,
+        };
+        self.gradient_products(ctx, batch, rows, &operands, Products::All, out)?;
+        self.add_chunks(ctx, rows, elements, out, grads)
+    }
+}
+
+/// Which of a group's gradients are made.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum Products {
+    All,
+    OfA,
+}
+
+/// What a group's gradients in a layer are made of.
+pub(super) struct GradientOperands<'a> {
+    pub layout: &'a AdapterLayout,
+    pub layer: usize,
+    pub group: Group,
+    pub x: Slice<'a, Cuda, bf16>,
+    pub s: Slice<'a, Cuda, bf16>,
+    pub dy: Slice<'a, Cuda, bf16>,
+    pub ds: Slice<'a, Cuda, bf16>,
+}
+
+impl Cuda {
+    /// Products over rows, added to the group's gradients at `out`; where there
+    /// are several chunks of rows, their sums are put there one behind the other.
+    pub(super) fn gradient_products(
+        &self,
+        ctx: &Ctx<Self>,
+        batch: &CudaBatch,
+        rows: usize,
+        operands: &GradientOperands,
+        which: Products,
+        out: u64,
+    ) -> Result<()> {
+        let GradientOperands {
+            layout,
+            layer,
+            group,
+            x,
+            s,
+            dy,
+            ds,
+        } = *operands;
         let inputs = group.inputs(layout.shape());
         let widths = group.outputs(layout.shape());
         let mut ranks = [0; 3];
@@ -397,8 +341,10 @@ impl Lora for Cuda {
             false => vec![(inputs, padded.iter().sum())],
             true => padded.iter().map(|&c| (inputs, c)).collect(),
         };
-        let of_b = widths.iter().copied().zip(padded);
-        let products: Vec<(usize, usize)> = of_a.into_iter().chain(of_b).collect();
+        let mut products = of_a;
+        if which == Products::All {
+            products.extend(widths.iter().copied().zip(padded));
+        }
         let n = columns(products.iter().map(|p| p.1).max().unwrap_or(0));
         let blocks: usize = products
             .iter()
@@ -411,11 +357,6 @@ impl Lora for Cuda {
             (_, true) => "lora_gradients_dropout_64",
         };
         let (chunk_rows, chunks) = chunks(rows);
-        let grads = grads.address() + 4 * place_in_arena.start as u64;
-        let out = match chunks {
-            1 => grads,
-            _ => self.workspace(ctx, workspace_bytes(rows, elements))?,
-        };
         let [end0, end1, end2] = ends(&widths);
         let mut launch = Launch::new(kernel, [blocks as u32, chunks as u32, 1], 128)
             .shared(tiles_bytes(n))
@@ -428,7 +369,7 @@ impl Lora for Cuda {
             .ptr("s", &s)
             .u32("s_stride", s.stride(rows))
             .ptr("out", &out)
-            .u64("elements", elements as u64)
+            .u64("elements", layout.group(layer, group).len() as u64)
             .u32("inputs", inputs)
             .u32("r0", ranks[0])
             .u32("r1", ranks[1])
@@ -444,7 +385,20 @@ impl Lora for Cuda {
                 .u64("place", place(layer, group))
                 .f32("p", dropout_p(batch));
         }
-        self.launch(ctx, launch)?;
+        self.launch(ctx, launch)
+    }
+
+    /// Adds the chunks' sums that [`Cuda::gradient_products`] left at `out` to a
+    /// group's gradients, where there are several.
+    pub(super) fn add_chunks(
+        &self,
+        ctx: &Ctx<Self>,
+        rows: usize,
+        elements: usize,
+        out: u64,
+        grads: u64,
+    ) -> Result<()> {
+        let (_, chunks) = chunks(rows);
         if chunks == 1 {
             return Ok(());
         }
@@ -456,104 +410,5 @@ impl Lora for Cuda {
                 .u64("n", elements as u64)
                 .u32("chunks", chunks),
         )
-    }
-}
-
-impl Cuda {
-    /// Room for an adapter's compute form, and the map from its master copy.
-    fn new_compute(
-        &self,
-        ctx: &Ctx<Self>,
-        shape: &ModelShape,
-        layout: &AdapterLayout,
-    ) -> Result<Compute> {
-        let mut elements = 0;
-        for (layer, module, f) in layout.factors() {
-            ensure!(
-                f.r <= MOST_RANK,
-                "rank {} for layer {layer} {}: the CUDA kernels take ranks up to {MOST_RANK}",
-                f.r,
-                module.name()
-            );
-            elements += f.r.next_multiple_of(16) * (f.inputs + f.outputs);
-        }
-        debug_assert_eq!(elements, compute_elements(layout));
-        let memory = self.alloc_raw::<bf16>(Role::Adapters, elements)?;
-        let mut factors = vec![FactorEntry::zeroed(); shape.num_layers * Module::ALL.len()];
-        let mut sources = Vec::new();
-        let mut at = memory.ptr();
-        let mut columns = [0u32; 4];
-        let mut current = usize::MAX;
-        for (layer, module, f) in layout.factors() {
-            if layer != current {
-                (current, columns) = (layer, [0; 4]);
-            }
-            let r_padded = f.r.next_multiple_of(16) as u32;
-            let a = at;
-            let b = a + 2 * (r_padded as usize * f.inputs) as u64;
-            at = b + 2 * (r_padded as usize * f.outputs) as u64;
-            let column = &mut columns[module.group() as usize];
-            factors[layer * Module::ALL.len() + module as usize] = FactorEntry {
-                a,
-                b,
-                scale: f.scale,
-                r: f.r as u32,
-                r_padded,
-                s_column: *column,
-            };
-            *column += r_padded;
-            sources.push(SourceEntry {
-                a_from: f.a as u64,
-                b_from: f.b as u64,
-                a,
-                b,
-                r: f.r as u32,
-                r_padded,
-                inputs: f.inputs as u32,
-                outputs: f.outputs as u32,
-            });
-        }
-        Ok(Compute {
-            factors,
-            count: sources.len(),
-            sources: self.upload_words(ctx, bytemuck::cast_slice(&sources))?,
-            _memory: memory,
-        })
-    }
-
-    fn upload_words(&self, ctx: &Ctx<Self>, words: &[u32]) -> Result<CudaBuf<u32>> {
-        let buf = self.alloc_raw::<u32>(Role::Adapters, words.len())?;
-        self.driver
-            .upload(ctx.stream.id, buf.ptr(), bytemuck::cast_slice(words))?;
-        Ok(buf)
-    }
-
-    /// The table that kernels find factors in, for all adapters.
-    fn rebuild_table(&self, ctx: &Ctx<Self>, adapters: &mut CudaAdapters) -> Result<()> {
-        let places = adapters.shape.num_layers * Module::ALL.len();
-        let mut table = Vec::with_capacity(places * adapters.computes.len());
-        for place in 0..places {
-            for compute in &adapters.computes {
-                table.push(match compute {
-                    Some(c) => c.factors[place],
-                    None => FactorEntry::zeroed(),
-                });
-            }
-        }
-        for group in Group::ALL {
-            let widest = adapters
-                .computes
-                .iter()
-                .flatten()
-                .flat_map(|c| c.factors.iter().enumerate())
-                .filter(|(i, _)| Module::ALL[i % Module::ALL.len()].group() == group)
-                .map(|(_, f)| f.r_padded as usize)
-                .max();
-            adapters.widest[group as usize] = widest.unwrap_or(0);
-        }
-        // Launches under way may still read the old table.
-        self.driver.synchronize(ctx.stream.id)?;
-        adapters.table = Some(self.upload_words(ctx, bytemuck::cast_slice(&table))?);
-        Ok(())
     }
 }

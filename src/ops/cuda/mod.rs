@@ -9,6 +9,7 @@ mod embedding;
 mod linear;
 mod logprob;
 mod lora;
+mod lora_backward;
 mod qknorm_rope;
 mod residual;
 mod rmsnorm;
@@ -54,10 +55,7 @@ pub(crate) fn workspace_bytes(
             .max(attention::workspace_bytes(rows, shape));
         for layout in adapters {
             most = most.max(adamw::workspace_bytes(layout.len()));
-            for (layer, module, _) in layout.factors() {
-                let elements = layout.group(layer, module.group()).len();
-                most = most.max(lora::most_workspace_bytes(rows, elements));
-            }
+            most = most.max(lora_backward::most_workspace_bytes(layout, rows));
         }
     }
     most
