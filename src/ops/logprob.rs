@@ -6,9 +6,11 @@
 //! and the logits are never needed again. No `[rows, vocab]` buffer exists for
 //! more than a chunk.
 
+use std::ops::Range;
+
 use anyhow::{Result, bail};
 
-use crate::device::cpu::gemm::{self, LANES, Left};
+use crate::device::cpu::gemm::{self, LANES, Left, Sums, with_buffer};
 use crate::device::cpu::simd::{exp, fold16, ln, max, vectorized};
 use crate::device::cpu::{Cpu, pool};
 use crate::device::{Ctx, Device, Float, Slice, SliceMut};
@@ -107,6 +109,14 @@ fn ln_sum(sum: f32) -> f32 {
     if sum.is_nan() { sum } else { ln(sum) }
 }
 
+vectorized! {
+    fn scale_row(z: &mut [f32], by: f32) -> () {
+        for x in z.iter_mut() {
+            *x *= by;
+        }
+    }
+}
+
 /// Log-prob and entropy of `target`; `z` becomes exponentials.
 pub(crate) fn row_stats(z: &mut [f32], target: usize, inverse_temperature: f32) -> RowStats {
     let scaled = z[target] * inverse_temperature;
@@ -114,6 +124,44 @@ pub(crate) fn row_stats(z: &mut [f32], target: usize, inverse_temperature: f32) 
     RowStats {
         logprob: (scaled - stats.top) - ln_sum(stats.sum),
         ..stats
+    }
+}
+
+/// Rows of a block that one core takes through the whole head, its logits in the
+/// second-level cache; none where a few rows would not fit.
+fn rows_of_a_core(head: &CpuMatrix, rows: usize) -> Option<usize> {
+    const BYTES: usize = 3 << 19;
+    const LEAST: usize = 48;
+    let most = BYTES / (4 * head.panels() * LANES);
+    if most < LEAST {
+        return None;
+    }
+    // As many blocks for each core.
+    let threads = pool::threads();
+    let blocks = rows.div_ceil(most.min(2 * LEAST)).next_multiple_of(threads);
+    Some(rows.div_ceil(blocks).max(1))
+}
+
+/// Logits of these rows of x, on the calling thread.
+fn head_logits<A: Float>(head: &CpuMatrix, x: &[A], rows: &[u32], logits: &mut [f32]) {
+    let (hidden, padded) = (head.inputs, head.panels() * LANES);
+    let mut gathered = Vec::with_capacity(rows.len() * hidden);
+    for &row in rows {
+        gathered.extend_from_slice(&x[row as usize * hidden..][..hidden]);
+    }
+    let left = Left {
+        data: &gathered,
+        row_stride: hidden,
+        col_stride: 1,
+    };
+    let mut sums = Sums::new(logits, padded);
+    // Few panels at a time, whose sums stay in the first-level cache.
+    const PANELS: usize = 4;
+    for first in (0..head.panels()).step_by(PANELS) {
+        let panels = first..(first + PANELS).min(head.panels());
+        let sums = sums.from(0, first * LANES);
+        head.forward
+            .product(0..rows.len(), panels, hidden, left, sums);
     }
 }
 
@@ -181,31 +229,78 @@ impl<A: Float> LogProb for Cpu<A> {
         }
         let (logprobs, entropies) = (logprobs.shared(), entropies.shared());
         let u = u.as_mut().map(|u| u.shared());
+        // Statistics of pair i, whose logits become probabilities if it has a u.
+        let finish = |i: usize, z: &mut [f32]| {
+            let stats = row_stats(z, pairs[i].target as usize, 1.0 / temperature);
+            // SAFETY: one pair each.
+            let (lp, h) = unsafe { (logprobs.slice_mut(i, 1), entropies.slice_mut(i, 1)) };
+            (lp[0], h[0]) = (stats.logprob, stats.entropy);
+            if u.is_some() && i < grad_pairs {
+                scale_row(z, 1.0 / stats.sum);
+            }
+        };
+        // u of the pairs from `first` on, over some panels, from mean rows of W.
+        let write_u = |first: usize, panels: Range<usize>, mean: &[f32]| {
+            let (Some(u), Some(backward)) = (&u, &head.backward) else {
+                return;
+            };
+            let (column, stride) = (panels.start * LANES, panels.len() * LANES);
+            let width = stride.min(hidden - column);
+            for (i, mean) in mean.chunks_exact(stride).enumerate() {
+                let target = pairs[first + i].target as usize;
+                // SAFETY: no two blocks of pairs and panels overlap.
+                let out = unsafe { u.slice_mut((first + i) * hidden + column, width) };
+                let panels = panels
+                    .clone()
+                    .zip(out.chunks_mut(LANES).zip(mean.chunks(LANES)));
+                for (panel, (out, mean)) in panels {
+                    let w = panel_column(backward, vocab, panel, target);
+                    for ((o, w), a) in out.iter_mut().zip(w).zip(mean) {
+                        *o = A::from_f32((w - a) / temperature);
+                    }
+                }
+            }
+        };
+        let u_panels = hidden.div_ceil(LANES);
+        if let Some(each) = rows_of_a_core(head, rows.len()) {
+            let padded = head.panels() * LANES;
+            let work = rows.len() * padded * hidden / 16;
+            pool::parallel(rows.len().div_ceil(each), work, |task| {
+                let range = task * each..((task + 1) * each).min(rows.len());
+                with_buffer(each * padded, |logits| {
+                    head_logits(head, x.host(), &rows[range.clone()], logits);
+                    for (i, z) in range.clone().zip(logits.chunks_exact_mut(padded)) {
+                        finish(i, &mut z[..vocab]);
+                    }
+                    let m = range.len().min(grad_pairs.saturating_sub(range.start));
+                    let backward = head.backward.as_ref().filter(|_| u.is_some() && m > 0);
+                    let Some(backward) = backward else { return };
+                    with_buffer(m * u_panels * LANES, |mean| {
+                        let left = Left {
+                            data: &*logits,
+                            row_stride: padded,
+                            col_stride: 1,
+                        };
+                        let sums = Sums::new(mean, u_panels * LANES);
+                        backward.product(0..m, 0..u_panels, vocab, left, sums);
+                        write_u(range.start, 0..u_panels, mean);
+                    });
+                });
+            });
+            return Ok(());
+        }
         head_chunks(head, x.host(), &rows, |start, logits, padded| {
             let n = logits.len() / padded;
-            let with_u = u.is_some() && start < grad_pairs;
             let shared = pool::Shared::new(logits);
             pool::parallel_rows(n, vocab * 2, |range| {
                 for i in range {
                     // SAFETY: one row each.
-                    let (z, lp, h) = unsafe {
-                        (
-                            &mut shared.slice_mut(i * padded, padded)[..vocab],
-                            logprobs.slice_mut(start + i, 1),
-                            entropies.slice_mut(start + i, 1),
-                        )
-                    };
-                    let target = pairs[start + i].target as usize;
-                    let stats = row_stats(z, target, 1.0 / temperature);
-                    (lp[0], h[0]) = (stats.logprob, stats.entropy);
-                    if with_u {
-                        let scale = 1.0 / stats.sum;
-                        z.iter_mut().for_each(|p| *p *= scale);
-                    }
+                    let z = unsafe { &mut shared.slice_mut(i * padded, padded)[..vocab] };
+                    finish(start + i, z);
                 }
             });
-            if let (true, Some(u), Some(backward)) = (with_u, &u, &head.backward) {
-                let m = n.min(grad_pairs - start);
+            if let (Some(_), Some(backward)) = (&u, &head.backward) {
+                let m = n.min(grad_pairs.saturating_sub(start));
                 let left = Left {
                     data: &*logits,
                     row_stride: padded,
@@ -213,29 +308,13 @@ impl<A: Float> LogProb for Cpu<A> {
                 };
                 gemm::blocks(
                     m,
-                    hidden.div_ceil(LANES),
+                    u_panels,
                     vocab,
                     |block, sums| {
                         let (rows, panels) = (block.rows.clone(), block.panels.clone());
                         backward.product(rows, panels, vocab, left, sums);
                     },
-                    |block, acc| {
-                        let first = block.panels.start * LANES;
-                        let width = block.stride().min(hidden - first);
-                        for (i, row) in block.rows.clone().enumerate() {
-                            let target = pairs[start + row].target as usize;
-                            // SAFETY: blocks do not overlap.
-                            let out = unsafe { u.slice_mut((start + row) * hidden + first, width) };
-                            let acc = acc[i * block.stride()..].chunks(LANES);
-                            let panels = block.panels.clone().zip(out.chunks_mut(LANES).zip(acc));
-                            for (panel, (out, acc)) in panels {
-                                let w = panel_column(backward, vocab, panel, target);
-                                for ((o, w), a) in out.iter_mut().zip(w).zip(acc) {
-                                    *o = A::from_f32((w - a) / temperature);
-                                }
-                            }
-                        }
-                    },
+                    |block, mean| write_u(start + block.rows.start, block.panels.clone(), mean),
                 );
             }
             Ok(())
