@@ -262,6 +262,9 @@ impl<A: Float> LogProb for Cpu<A> {
             }
         };
         let u_panels = hidden.div_ceil(LANES);
+        if rows.is_empty() {
+            return Ok(());
+        }
         if let Some(each) = rows_of_a_core(head, rows.len()) {
             let padded = head.panels() * LANES;
             let work = rows.len() * padded * hidden / 16;

@@ -109,10 +109,10 @@ API int cuDeviceGetName(char* name, int n, int) { snprintf(name, n, "fake GPU");
 API int cuDeviceTotalMem_v2(size_t* bytes, int) { *bytes = size_t{1} << 36; return SUCCESS; }
 API int cuDeviceGetAttribute(int* value, int which, int) {
   switch (which) {
-    case 75: *value = fault("old_gpu") ? 7 : 8; break;
+    case 75: *value = fault("old_gpu") ? 7 : fault("hopper") ? 9 : 8; break;
     case 76: *value = 0; break;
     case 16: *value = 1; break;
-    case 97: *value = 163 << 10; break;
+    case 97: *value = (fault("hopper") ? 227 : 163) << 10; break;
     default: return INVALID_VALUE;
   }
   return SUCCESS;
@@ -142,7 +142,7 @@ API int cuFuncGetParamInfo(void* function, size_t i, size_t* offset, size_t* siz
   return SUCCESS;
 }
 API int cuFuncSetAttribute(void* function, int attribute, int value) {
-  if (attribute != 8 || value > 163 << 10) return INVALID_VALUE;
+  if (attribute != 8 || value > (fault("hopper") ? 227 : 163) << 10) return INVALID_VALUE;
   static_cast<Function*>(function)->shared_allowed = value;
   return SUCCESS;
 }
@@ -240,7 +240,7 @@ API int cuLaunchKernel(void* handle, unsigned gx, unsigned gy, unsigned gz, unsi
     std::vector<void*> pointers(count);
     for (uint32_t i = 0; i < count; i++) pointers[i] = &values[i];
     const uint32_t grid[3] = {gx, gy, gz}, block[3] = {bx, by, bz};
-    const ArcaEmuSettings settings = {0, 0, 80, 1};
+    const ArcaEmuSettings settings = {0, 0, fault("hopper") ? 90 : 80, 1};
     ArcaEmuStats stats;
     char error[1024] = "";
     if (!arca_emu_launch(name.c_str(), grid, block, shared, pointers.data(), sizes.data(), count, &settings,

@@ -89,6 +89,42 @@ fn ops_run_through_the_gpu_driver() {
     assert!(done.status.success(), "{text}");
 }
 
+/// A Hopper GPU tries its own attention against the other, and then uses it.
+#[test]
+fn hopper_has_attention_of_its_own() {
+    let libraries = libraries();
+    if !has_kernels(libraries.path()) {
+        return;
+    }
+    let tests = std::env::current_exe().unwrap();
+    let args = [
+        "kernels::attention",
+        "kernels::model",
+        "--skip",
+        "::emulator",
+        "--skip",
+        "::cpu",
+    ];
+    let done = on_fake(&tests, libraries.path(), "hopper", &args);
+    let text = String::from_utf8_lossy(&done.stdout);
+    assert!(done.status.success(), "{text}");
+    let done = on_fake(
+        &arca(),
+        libraries.path(),
+        "hopper",
+        &[
+            "bench", "kernels", "--device", "cuda", "--shape", "demo", "--rows", "18",
+        ],
+    );
+    let text = format!(
+        "{}{}",
+        String::from_utf8_lossy(&done.stdout),
+        String::from_utf8_lossy(&done.stderr)
+    );
+    assert!(done.status.success(), "{text}");
+    assert!(!text.contains("differs"), "{text}");
+}
+
 #[test]
 fn each_fault_has_its_message() {
     let libraries = libraries();

@@ -7,7 +7,8 @@ use arca::model::config::ModelShape;
 
 use super::{On, attention, gpu, shape};
 
-/// Each body on the emulated Hopper, and on a GPU with and without.
+/// Each body on the emulated Hopper, and on a GPU that is one, where the other
+/// kernels are run as well.
 macro_rules! test_hopper {
     ($($name:ident),*) => {$(
         mod $name {
@@ -21,11 +22,13 @@ macro_rules! test_hopper {
 
             #[test]
             fn cuda() {
+                use super::AttentionKernels::{Mma, Wgmma};
                 let Some(device) = super::gpu() else { return };
-                let hopper = device.name().contains("sm_90");
-                super::$name(&super::forced(device.clone(), super::AttentionKernels::Mma));
-                if hopper {
-                    super::$name(&super::forced(device, super::AttentionKernels::Wgmma));
+                if !device.name().contains("sm_90") {
+                    return;
+                }
+                for kernels in [Mma, Wgmma] {
+                    super::$name(&super::forced(device.clone(), kernels));
                 }
             }
 
