@@ -62,7 +62,7 @@ DEVICE void mbarrier_arrive(Mbarrier* barrier) {
 // the kernel with an error instead: nothing hangs.
 DEVICE void mbarrier_wait(Mbarrier* barrier, uint32_t parity) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-  for (uint32_t polls = 0; polls < 1u << 24; polls++) {
+  for (uint32_t polls = 0; polls < 1u << 22; polls++) {
     uint32_t done;
     asm volatile(
         "{\n.reg .pred complete;\nmbarrier.try_wait.parity.shared::cta.b64 complete, [%1], %2;\n"

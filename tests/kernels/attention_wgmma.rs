@@ -76,10 +76,11 @@ fn large_tiles(on: &On<Cuda>) {
 }
 
 /// What a device asks before it uses these kernels: they agree with the others.
-/// Measured: 0.003 to 0.004 with head_dim 64 and 128 (bf16 has steps of 2^-8).
+/// Measured: 0.0030 with head_dim 64, 0.0056 with 128 (bf16 has steps of 2^-8).
 fn agreement(on: &On<Cuda>) {
     for head_dim in [64, 128] {
         let difference = on.device.attention_difference(head_dim).unwrap();
+        println!("head_dim {head_dim}: {difference}");
         assert!(difference < 0.01, "head_dim {head_dim}: {difference}");
     }
 }
