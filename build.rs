@@ -377,6 +377,7 @@ fn report(sources: &[PathBuf], logs: &[String], out: &Path) {
                 // Products of warpgroups that ptxas puts one behind another, or
                 // that it mends.
                 println!("cargo:warning={}.cu: {line}", stem(source));
+                let _ = writeln!(text, "{}.cu: {line}", stem(source));
             } else if line.contains("bytes stack frame") {
                 frame = [
                     number_before(" bytes stack frame"),

@@ -38,6 +38,18 @@ DEVICE T& aligned_tiles(unsigned char* memory) {
 // The warpgroup's number among those that compute, and its thread.
 DEVICE uint32_t consumer() { return threadIdx.x / WARPGROUP - 1; }
 
+// The heads of a block of the grid's second dimension: as many of one KV head as
+// compute, or what is left of an odd group.
+struct Heads {
+  uint32_t kv, first, active;
+};
+
+DEVICE Heads heads_of_block(uint32_t heads, uint32_t kv_heads) {
+  const uint32_t group = heads / kv_heads, blocks = (group + kConsumers - 1) / kConsumers;
+  const uint32_t kv = blockIdx.y / blocks, first = blockIdx.y % blocks * kConsumers;
+  return {kv, kv * group + first, min(uint32_t(kConsumers), group - first)};
+}
+
 // What a copying thread has under way.
 struct Copies {
   Mbarrier* last = nullptr;
@@ -163,9 +175,7 @@ DEVICE void forward(const bf16* qk, const bf16* qkv, const AttentionTile* tile_l
   DYN_SMEM(memory, 128);
   auto& tiles = aligned_tiles<ForwardTiles<D>>(memory);
   const AttentionTile tile = tile_list[blockIdx.x];
-  const uint32_t group = heads / kv_heads, pairs = (group + 1) / kConsumers;
-  const uint32_t kv = blockIdx.y / pairs, first_head = kv * group + blockIdx.y % pairs * kConsumers;
-  const uint32_t active = min(uint32_t(kConsumers), (kv + 1) * group - first_head);
+  const auto [kv, first_head, active] = heads_of_block(heads, kv_heads);
   const Widths w = {heads, kv_heads, D};
   const uint32_t keys = tile.position + tile.rows, steps = (keys + kKeys - 1) / kKeys;
   if (threadIdx.x < kStages) {
@@ -275,9 +285,7 @@ DEVICE void backward_q(const bf16* qk, const bf16* qkv, const bf16* d_out, const
   DYN_SMEM(memory, 128);
   auto& tiles = aligned_tiles<BackwardQTiles<D>>(memory);
   const AttentionTile tile = tile_list[blockIdx.x];
-  const uint32_t group = heads / kv_heads, pairs = (group + 1) / kConsumers;
-  const uint32_t kv = blockIdx.y / pairs, first_head = kv * group + blockIdx.y % pairs * kConsumers;
-  const uint32_t active = min(uint32_t(kConsumers), (kv + 1) * group - first_head);
+  const auto [kv, first_head, active] = heads_of_block(heads, kv_heads);
   const Widths w = {heads, kv_heads, D};
   const uint32_t keys = tile.position + tile.rows, steps = (keys + kTile - 1) / kTile;
   if (threadIdx.x < kStages) {

@@ -28,6 +28,14 @@ DEVICE uint32_t swizzled(uint32_t row, uint32_t chunk) {
   return chunk / 8 * (ROWS * PANEL) + row * PANEL + (chunk % 8 ^ row % 8) * 8;
 }
 
+// A panel's descriptor as an operand: 1,024 bytes between groups of eight rows,
+// `leading` between panels, where columns go over several.
+DEVICE uint64_t wgmma_operand(const bf16* at, uint32_t leading) {
+  constexpr uint64_t kStride = 1024 >> 4, kSwizzle128 = 1;
+  return uint64_t((shared_address(at) & 0x3ffff) >> 4) | uint64_t(leading >> 4) << 16 | kStride << 32 |
+         kSwizzle128 << 62;
+}
+
 #ifndef __CUDACC__
 #include "emulator/shim_wgmma.h"
 #else
@@ -92,14 +100,6 @@ DEVICE void take_registers() {
 }
 
 // ---- products
-
-// An operand in a panel: `stride` bytes between groups of eight rows (1,024
-// within a panel), `leading` between panels, where columns go over several.
-DEVICE uint64_t wgmma_operand(const bf16* at, uint32_t leading) {
-  constexpr uint64_t kStride = 1024 >> 4, kSwizzle128 = 1;
-  return uint64_t((shared_address(at) & 0x3ffff) >> 4) | uint64_t(leading >> 4) << 16 | kStride << 32 |
-         kSwizzle128 << 62;
-}
 
 // Before the first product, and before each that follows a wait: registers that
 // were written are seen by the products behind.

@@ -344,3 +344,25 @@ fn cuda_without_a_gpu_is_an_error() {
     let message = bench.refused(2, &["train.device=emulator", "model.compute_dtype=f32"]);
     assert!(message.contains("bf16"), "{message}");
 }
+
+/// Attention kernels that a device lacks, or that nobody has, are refused by
+/// name before anything runs.
+#[test]
+fn attention_kernels_that_are_not_there() {
+    for (wish, says) in [
+        ("wgmma", "they are for sm_90"),
+        ("fast", "it may be mma or wgmma"),
+    ] {
+        let done = Command::new(arca())
+            .args(["bench", "kernels", "--device", "emulator"])
+            .env("ARCA_ATTENTION", wish)
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&done.stderr);
+        assert!(!done.status.success(), "{wish}");
+        assert!(
+            text.contains("ARCA_ATTENTION") && text.contains(says),
+            "{text}"
+        );
+    }
+}

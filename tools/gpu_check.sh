@@ -100,9 +100,9 @@ measure() {
         echo "== update $shape"
         grep -vE '^\{' "$out/update-$shape.log" | head -60
     done
-    # What LoRA costs is what is missing without it at a rank of next to nothing.
     # What attention on Hopper's own products brings.
     part "update 1.7b attention mma" 60 env ARCA_ATTENTION=mma "$dir/arca" bench update --shape 1.7b --device cuda --json
+    # What LoRA costs is what is missing without it at a rank of next to nothing.
     for r in 1 64; do
         part "update 1.7b r $r" 60 "$dir/arca" bench update --shape 1.7b --device cuda --json --lora-r "$r"
     done

@@ -45,12 +45,6 @@ DEVICE void take_registers() {
   give_registers<COUNT>();
 }
 
-DEVICE uint64_t wgmma_operand(const bf16* at, uint32_t leading) {
-  constexpr uint64_t kStride = 1024 >> 4, kSwizzle128 = 1;
-  return uint64_t((shared_address(at) & 0x3ffff) >> 4) | uint64_t(leading >> 4) << 16 | kStride << 32 |
-         kSwizzle128 << 62;
-}
-
 static inline void wgmma_fence(EMU_LINE) { ::emu::collective(::emu::kWgmmaFence, nullptr, line); }
 static inline void wgmma_commit(EMU_LINE) { ::emu::collective(::emu::kWgmmaCommit, nullptr, line); }
 // The line is the template's own: which wait it is shows in the barrier around.

@@ -43,12 +43,19 @@ fn reduce(on: &On<Cuda>, bug: usize) -> Result<bool, String> {
     }))
 }
 
-fn product(on: &On<Cuda>, bug: usize) -> Result<bool, String> {
+/// c `[m, n]` = a `[m, depth]` b `[n, depth]`^T, with a depth of five tiles.
+fn multiply(
+    on: &On<Cuda>,
+    launch: Launch,
+    (m, n, tile): (usize, usize, usize),
+    bug: usize,
+) -> Result<bool, String> {
     let k = 5;
-    let (a, b) = (random(16 * 16 * k, 5), random(8 * 16 * k, 6));
+    let depth = tile * k;
+    let (a, b) = (random(m * depth, 5), random(n * depth, 6));
     let (left, right) = (on.act(&a), on.act(&b));
-    let out = on.dirty::<f32>(16 * 8);
-    let launch = Launch::new("selftest_product", [1, 1, 1], 32)
+    let out = on.dirty::<f32>(m * n);
+    let launch = launch
         .ptr("a", &left.slice())
         .ptr("b", &right.slice())
         .ptr("c", &out.slice())
@@ -58,38 +65,25 @@ fn product(on: &On<Cuda>, bug: usize) -> Result<bool, String> {
         .launch(&on.ctx(), launch)
         .map_err(|e| format!("{e:#}"))?;
     let c = on.get(&out);
-    Ok((0..16 * 8).all(|i| {
-        let (row, column) = (i / 8, i % 8);
-        let want: f64 = (0..16 * k)
-            .map(|x| a[row * 16 * k + x] as f64 * b[column * 16 * k + x] as f64)
+    Ok((0..m * n).all(|i| {
+        let (row, column) = (i / n, i % n);
+        let want: f64 = (0..depth)
+            .map(|x| a[row * depth + x] as f64 * b[column * depth + x] as f64)
             .sum();
         (c[i] as f64 - want).abs() < 1e-4
     }))
 }
 
+fn product(on: &On<Cuda>, bug: usize) -> Result<bool, String> {
+    let launch = Launch::new("selftest_product", [1, 1, 1], 32);
+    multiply(on, launch, (16, 8, 16), bug)
+}
+
 fn warpgroup_product(on: &On<Cuda>, bug: usize) -> Result<bool, String> {
-    let k = 5;
-    let (a, b) = (random(64 * 64 * k, 7), random(64 * 64 * k, 8));
-    let (left, right) = (on.act(&a), on.act(&b));
-    let out = on.dirty::<f32>(64 * 64);
-    let launch = Launch::new("selftest_wgmma", [1, 1, 1], 256)
-        .shared(1024 + 4 * 64 * 64 * 2 + 32)
-        .ptr("a", &left.slice())
-        .ptr("b", &right.slice())
-        .ptr("c", &out.slice())
-        .u32("k", k)
-        .u32("bug", bug);
-    on.device
-        .launch(&on.ctx(), launch)
-        .map_err(|e| format!("{e:#}"))?;
-    let c = on.get(&out);
-    Ok((0..64 * 64).all(|i| {
-        let (row, column) = (i / 64, i % 64);
-        let want: f64 = (0..64 * k)
-            .map(|x| a[row * 64 * k + x] as f64 * b[column * 64 * k + x] as f64)
-            .sum();
-        (c[i] as f64 - want).abs() < 1e-4
-    }))
+    // Two stages of two tiles from a boundary of 1,024 bytes on, and barriers.
+    let shared = 1024 + 4 * 64 * 64 * 2 + 4 * 8;
+    let launch = Launch::new("selftest_wgmma", [1, 1, 1], 256).shared(shared);
+    multiply(on, launch, (64, 64, 64), bug)
 }
 
 #[test]
