@@ -213,6 +213,16 @@ pub struct SliceMut<'a, D: Device, T: Element> {
     pub len: usize,
 }
 
+/// The first `len` elements of a buffer.
+pub fn slice<D: Device, T: Element>(buf: &D::Buf<T>, len: usize) -> Slice<'_, D, T> {
+    Slice { buf, start: 0, len }
+}
+
+/// The first `len` elements of a buffer, writable.
+pub fn slice_mut<D: Device, T: Element>(buf: &mut D::Buf<T>, len: usize) -> SliceMut<'_, D, T> {
+    SliceMut { buf, start: 0, len }
+}
+
 impl<D: Device, T: Element> Slice<'_, D, T> {
     /// Elements from one of its `rows` rows to the next: a row may have room
     /// behind what an op uses of it.

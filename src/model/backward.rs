@@ -3,11 +3,9 @@
 
 use anyhow::Result;
 
-use crate::device::Float;
+use crate::device::{Float, slice, slice_mut};
 use crate::model::buffers::{Activations, Scratch};
-use crate::model::half_layer::{
-    Context, GradientArena, HalfLayers, Pass, norm_backward, slice, slice_mut,
-};
+use crate::model::half_layer::{Context, GradientArena, HalfLayers, Pass, norm_backward};
 use crate::ops::cost::{self, Cost};
 use crate::profile::{self, op};
 

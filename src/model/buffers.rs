@@ -3,9 +3,8 @@
 use anyhow::Result;
 
 use crate::device::memory::Role;
-use crate::device::{Element, Float, Slice, SliceMut};
+use crate::device::{Element, Float, Slice, SliceMut, slice, slice_mut};
 use crate::model::config::ModelShape;
-use crate::model::half_layer::{slice, slice_mut};
 use crate::model::plan::{KV_PAGES, LIVE, Planned, STREAM, joined_stride};
 use crate::ops::Ops;
 use crate::ops::decode::page_elements;

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 
 use crate::credit::HiddenChoice;
 use crate::device::memory::Role;
-use crate::device::{Ctx, Float};
+use crate::device::{Ctx, Float, slice, slice_mut};
 use crate::episode::AdapterId;
 use crate::model::adapter::AdapterLayout;
 use crate::model::backward::backward;
@@ -14,7 +14,7 @@ use crate::model::batch::Batch;
 use crate::model::buffers::{Activations, KvCache, Scratch};
 use crate::model::config::{Group, ModelShape};
 use crate::model::forward::{ResidualProbe, forward};
-use crate::model::half_layer::{Context, GradientArena, HalfLayers, Pass, slice, slice_mut};
+use crate::model::half_layer::{Context, GradientArena, HalfLayers, Pass};
 use crate::model::plan::{Capacity, EXACT, Phase, Plan, Planned, WeightTypes, noise_floor_rows};
 use crate::model::qwen3::Model;
 use crate::ops::Ops;

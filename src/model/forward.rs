@@ -4,9 +4,9 @@
 use anyhow::Result;
 
 use crate::credit::HiddenChoice;
-use crate::device::{Float, SliceMut};
+use crate::device::{Float, SliceMut, slice};
 use crate::model::buffers::Activations;
-use crate::model::half_layer::{Context, HalfLayers, Pass, slice};
+use crate::model::half_layer::{Context, HalfLayers, Pass};
 use crate::ops::cost;
 use crate::ops::rmsnorm::NormShape;
 use crate::profile::{self, op};

@@ -8,7 +8,7 @@ mod adapted;
 
 use anyhow::Result;
 
-use crate::device::{Ctx, Float, Slice, SliceMut};
+use crate::device::{Ctx, Float, Slice, slice, slice_mut};
 use crate::model::adapter::AdapterLayout;
 use crate::model::buffers::{Activations, KvCache, Scratch};
 use crate::model::config::{Group, ModelShape};
@@ -493,17 +493,4 @@ pub fn norm_backward<D: Ops, R: Float>(
             )
         },
     )
-}
-
-/// The first `len` elements of a buffer.
-pub fn slice<D: Ops, T: crate::device::Element>(buf: &D::Buf<T>, len: usize) -> Slice<'_, D, T> {
-    Slice { buf, start: 0, len }
-}
-
-/// The first `len` elements of a buffer, writable.
-pub fn slice_mut<D: Ops, T: crate::device::Element>(
-    buf: &mut D::Buf<T>,
-    len: usize,
-) -> SliceMut<'_, D, T> {
-    SliceMut { buf, start: 0, len }
 }

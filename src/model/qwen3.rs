@@ -4,10 +4,9 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::device::Ctx;
 use crate::device::memory::Role;
+use crate::device::{Ctx, slice_mut};
 use crate::model::config::{Group, ModelShape, Module};
-use crate::model::half_layer::slice_mut;
 use crate::model::weights::Checkpoint;
 use crate::ops::Ops;
 use crate::ops::linear::{Linear, WeightView};

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use memmap2::MmapMut;
 
 use crate::device::cpu::pool;
-use crate::device::{BatchCapacity, Ctx, Device, Element, Float, Slice, SliceMut};
+use crate::device::{BatchCapacity, Ctx, Device, Float, SliceMut, slice, slice_mut};
 use crate::model::batch::Batch;
 use crate::model::half_layer::HalfLayers;
 use crate::ops::cost::Cost;
@@ -128,9 +128,9 @@ fn product<D: HalfLayers>(device: &D, ctx: &Ctx<D>, n: usize) -> Result<f64> {
             &batch,
             n,
             &weight,
-            all(&x, n * n),
+            slice(&x, n * n),
             None,
-            all_mut(&mut y, n * n),
+            slice_mut(&mut y, n * n),
         )
     })?;
     Ok(times[0])
@@ -155,7 +155,7 @@ fn copy<D: HalfLayers>(device: &D, ctx: &Ctx<D>, n: usize) -> Result<(f64, f64)>
     let len = tokens.len() * n;
     let mut out = device.alloc::<D::Act>(len)?;
     let times = times(device, ctx, &mut || {
-        device.embedding_forward(ctx, &loaded, &table, all_mut(&mut out, len))
+        device.embedding_forward(ctx, &loaded, &table, slice_mut(&mut out, len))
     })?;
     Ok((2.0 * (len * size_of::<D::Act>()) as f64, times[0]))
 }
@@ -237,7 +237,7 @@ fn random_values<T: Float>(n: usize) -> Vec<T> {
 /// A buffer of random numbers between -1 and 1.
 pub fn random_buf<D: Device, T: Float>(device: &D, ctx: &Ctx<D>, n: usize) -> Result<D::Buf<T>> {
     let mut buf = device.alloc(n)?;
-    fill_random(device, ctx, all_mut(&mut buf, n))?;
+    fill_random(device, ctx, slice_mut(&mut buf, n))?;
     Ok(buf)
 }
 
@@ -254,14 +254,4 @@ pub fn fill_random<D: Device, T: Float>(
 /// The same of activations.
 pub fn random_act<D: Device>(device: &D, ctx: &Ctx<D>, n: usize) -> Result<D::Buf<D::Act>> {
     random_buf::<D, D::Act>(device, ctx, n)
-}
-
-/// The first `len` elements.
-pub fn all<D: Device, T: Element>(buf: &D::Buf<T>, len: usize) -> Slice<'_, D, T> {
-    Slice { buf, start: 0, len }
-}
-
-/// The first `len` elements, writable.
-pub fn all_mut<D: Device, T: Element>(buf: &mut D::Buf<T>, len: usize) -> SliceMut<'_, D, T> {
-    SliceMut { buf, start: 0, len }
 }

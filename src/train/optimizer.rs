@@ -7,12 +7,12 @@ use anyhow::{Context, Result, ensure};
 use safetensors::tensor::{Dtype, TensorView};
 
 use crate::config::{OptimizerConfig, Schedule};
-use crate::device::Ctx;
 use crate::device::memory::Role;
+use crate::device::{Ctx, slice, slice_mut};
 use crate::episode::AdapterId;
 use crate::model::adapter::AdapterLayout;
 use crate::model::engine::Engine;
-use crate::model::half_layer::{HalfLayers, slice, slice_mut};
+use crate::model::half_layer::HalfLayers;
 use crate::model::peft::decimal;
 use crate::model::weights::map_file;
 use crate::ops::adamw::AdamWStep;

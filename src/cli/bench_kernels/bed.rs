@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 
 use super::{Row, one_layer};
 use crate::cli::args::{BenchArgs, BenchShape};
-use crate::device::{BatchCapacity, Ctx};
+use crate::device::{BatchCapacity, Ctx, slice, slice_mut};
 use crate::episode::AdapterId;
 use crate::model::adapter::{AdapterLayout, LoraSettings};
 use crate::model::batch::{Batch, PageTable, Pair};
@@ -20,9 +20,7 @@ use crate::ops::lora::{LoraBackward, LoraCall};
 use crate::ops::qknorm_rope::{QkNormWeights, RopeTable};
 use crate::ops::rmsnorm::NormShape;
 use crate::ops::sample::SampleRequest;
-use crate::profile::roof::{
-    all, all_mut, fill_random, median, random_act, random_buf, random_weight,
-};
+use crate::profile::roof::{fill_random, median, random_act, random_buf, random_weight};
 use crate::rng::Stream;
 
 const POLICY: AdapterId = AdapterId(0);
@@ -69,7 +67,7 @@ impl<'a, D: HalfLayers> Bed<'a, D> {
             &mut adapters,
             POLICY,
             &layout,
-            all(&params, layout.len()),
+            slice(&params, layout.len()),
         )?;
         let (decode_rows, decode_context) = match rows {
             1024.. => (128, 768),
@@ -136,7 +134,7 @@ impl<'a, D: HalfLayers> Bed<'a, D> {
         let mut norms = device.alloc::<f32>(pairs)?;
         Ok(vec![
             self.time("embedding", cost::embedding(rows, h, act, act), &mut || {
-                device.embedding_forward(ctx, &self.batch, &table, all_mut(&mut out, n))
+                device.embedding_forward(ctx, &self.batch, &table, slice_mut(&mut out, n))
             })?,
             self.time(
                 "rmsnorm_forward",
@@ -145,11 +143,11 @@ impl<'a, D: HalfLayers> Bed<'a, D> {
                     device.rmsnorm_forward(
                         ctx,
                         norm,
-                        Some((all(&a, n), all(&b, n))),
-                        all_mut(&mut out, n),
+                        Some((slice(&a, n), slice(&b, n))),
+                        slice_mut(&mut out, n),
                         &weight,
-                        all_mut(&mut x, n),
-                        all_mut(&mut rstd, rows),
+                        slice_mut(&mut x, n),
+                        slice_mut(&mut rstd, rows),
                     )
                 },
             )?,
@@ -160,17 +158,23 @@ impl<'a, D: HalfLayers> Bed<'a, D> {
                     device.rmsnorm_backward(
                         ctx,
                         norm,
-                        all(&a, n),
+                        slice(&a, n),
                         &weight,
-                        all(&rstd, rows),
-                        all(&b, n),
-                        all_mut(&mut dh, n),
-                        all_mut(&mut out, n),
+                        slice(&rstd, rows),
+                        slice(&b, n),
+                        slice_mut(&mut dh, n),
+                        slice_mut(&mut out, n),
                     )
                 },
             )?,
             self.time("residual_norms", cost::residual(pairs, h, act), &mut || {
-                device.residual_norms(ctx, &self.batch, h, all(&a, n), all_mut(&mut norms, pairs))
+                device.residual_norms(
+                    ctx,
+                    &self.batch,
+                    h,
+                    slice(&a, n),
+                    slice_mut(&mut norms, pairs),
+                )
             })?,
             self.time(
                 "swiglu_forward",
@@ -180,8 +184,8 @@ impl<'a, D: HalfLayers> Bed<'a, D> {
                         ctx,
                         rows,
                         w,
-                        all(&gate_up, rows * 2 * w),
-                        all_mut(&mut narrow, rows * w),
+                        slice(&gate_up, rows * 2 * w),
+                        slice_mut(&mut narrow, rows * w),
                     )
                 },
             )?,
@@ -193,9 +197,9 @@ impl<'a, D: HalfLayers> Bed<'a, D> {
                         ctx,
                         rows,
                         w,
-                        all(&gate_up, rows * 2 * w),
-                        all(&narrow, rows * w),
-                        all_mut(&mut wide, rows * 2 * w),
+                        slice(&gate_up, rows * 2 * w),
+                        slice(&narrow, rows * w),
+                        slice_mut(&mut wide, rows * 2 * w),
                     )
                 },
             )?,
@@ -235,7 +239,7 @@ impl<'a, D: HalfLayers> Bed<'a, D> {
                     &weight,
                     x.get(rows),
                     None,
-                    all_mut(&mut y, rows * outputs),
+                    slice_mut(&mut y, rows * outputs),
                 )
             })?,
             self.time(&name("lora_shrink"), ranks.shrink(act), &mut || {
@@ -260,7 +264,7 @@ impl<'a, D: HalfLayers> Bed<'a, D> {
                     s: s.get(rows),
                     dy: dy.get(rows),
                 };
-                let grads = all_mut(&mut grads, self.layout.len());
+                let grads = slice_mut(&mut grads, self.layout.len());
                 device.lora_backward(ctx, &self.batch, rows, &call, ds.get_mut(rows), grads)
             })?,
         ];
@@ -281,7 +285,7 @@ impl<'a, D: HalfLayers> Bed<'a, D> {
                     &weight,
                     x.get(rows),
                     Some(call(s.get(rows))),
-                    all_mut(&mut y, rows * outputs),
+                    slice_mut(&mut y, rows * outputs),
                 )
             },
         )?);
@@ -296,7 +300,7 @@ impl<'a, D: HalfLayers> Bed<'a, D> {
                     &weight,
                     dy.get(rows),
                     Some(call(ds.get(rows))),
-                    all_mut(&mut dx, rows * inputs),
+                    slice_mut(&mut dx, rows * inputs),
                 )
             },
         )?);
@@ -334,8 +338,8 @@ impl<'a, D: HalfLayers> Bed<'a, D> {
                         rows,
                         &norms,
                         &rope,
-                        all(&qkv, rows * qkv_width),
-                        all_mut(&mut qk, rows * qk_width),
+                        slice(&qkv, rows * qkv_width),
+                        slice_mut(&mut qk, rows * qk_width),
                     )
                 },
             )?,
@@ -347,10 +351,10 @@ impl<'a, D: HalfLayers> Bed<'a, D> {
                         ctx,
                         batch,
                         shape,
-                        all(&qk, rows * qk_width),
-                        all(&qkv, rows * qkv_width),
-                        all_mut(&mut out, rows * q),
-                        all_mut(&mut lse, rows * shape.num_heads),
+                        slice(&qk, rows * qk_width),
+                        slice(&qkv, rows * qkv_width),
+                        slice_mut(&mut out, rows * q),
+                        slice_mut(&mut lse, rows * shape.num_heads),
                     )
                 },
             )?,
@@ -362,13 +366,13 @@ impl<'a, D: HalfLayers> Bed<'a, D> {
                         ctx,
                         batch,
                         shape,
-                        all(&qk, rows * qk_width),
-                        all(&qkv, rows * qkv_width),
-                        all(&out, rows * q),
-                        all(&lse, rows * shape.num_heads),
-                        all(&d_out, rows * q),
-                        all_mut(&mut d_qk, rows * qk_width),
-                        all_mut(&mut d_qkv, rows * qkv_width),
+                        slice(&qk, rows * qk_width),
+                        slice(&qkv, rows * qkv_width),
+                        slice(&out, rows * q),
+                        slice(&lse, rows * shape.num_heads),
+                        slice(&d_out, rows * q),
+                        slice_mut(&mut d_qk, rows * qk_width),
+                        slice_mut(&mut d_qkv, rows * qkv_width),
                     )
                 },
             )?,
@@ -383,9 +387,9 @@ impl<'a, D: HalfLayers> Bed<'a, D> {
                         rows,
                         &norms,
                         &rope,
-                        all(&qkv, rows * qkv_width),
-                        all(&d_qk, rows * qk_width),
-                        all_mut(&mut d_qkv, rows * qkv_width),
+                        slice(&qkv, rows * qkv_width),
+                        slice(&d_qk, rows * qk_width),
+                        slice_mut(&mut d_qkv, rows * qkv_width),
                     )
                 },
             )?,
@@ -409,10 +413,10 @@ impl<'a, D: HalfLayers> Bed<'a, D> {
                     ctx,
                     &loaded,
                     shape,
-                    all(&qk, n * qk_width),
-                    all(&qkv, n * qkv_width),
-                    all_mut(&mut pages, len),
-                    all_mut(&mut out, n * q),
+                    slice(&qk, n * qk_width),
+                    slice(&qkv, n * qkv_width),
+                    slice_mut(&mut pages, len),
+                    slice_mut(&mut out, n * q),
                 )
             },
         )?);
@@ -454,10 +458,10 @@ impl<'a, D: HalfLayers> Bed<'a, D> {
                         &self.batch,
                         &head,
                         1.0,
-                        all(&x, self.rows * h),
-                        all_mut(&mut logprobs, pairs),
-                        all_mut(&mut entropies, pairs),
-                        Some(all_mut(&mut u, pairs * h)),
+                        slice(&x, self.rows * h),
+                        slice_mut(&mut logprobs, pairs),
+                        slice_mut(&mut entropies, pairs),
+                        Some(slice_mut(&mut u, pairs * h)),
                     )
                 },
             )?,
@@ -469,9 +473,9 @@ impl<'a, D: HalfLayers> Bed<'a, D> {
                         ctx,
                         &self.batch,
                         h,
-                        all(&coefficients, pairs),
-                        all(&u, pairs * h),
-                        all_mut(&mut dx, self.rows * h),
+                        slice(&coefficients, pairs),
+                        slice(&u, pairs * h),
+                        slice_mut(&mut dx, self.rows * h),
                     )
                 },
             )?,
@@ -480,7 +484,7 @@ impl<'a, D: HalfLayers> Bed<'a, D> {
                 cost::sample(requests.len(), h, v, act),
                 &mut || {
                     device
-                        .sample(ctx, &head, all(&x, self.rows * h), &requests)
+                        .sample(ctx, &head, slice(&x, self.rows * h), &requests)
                         .map(|_| ())
                 },
             )?,
@@ -508,10 +512,10 @@ impl<'a, D: HalfLayers> Bed<'a, D> {
             device.adamw(
                 ctx,
                 &step,
-                all(&grads, n),
-                all_mut(&mut params, n),
-                all_mut(&mut m, n),
-                all_mut(&mut v, n),
+                slice(&grads, n),
+                slice_mut(&mut params, n),
+                slice_mut(&mut m, n),
+                slice_mut(&mut v, n),
             )
         })
     }

@@ -11,7 +11,7 @@ use anyhow::{Result, bail};
 use half::bf16;
 
 use crate::device::cuda::{Cuda, CudaBuf};
-use crate::device::{BatchCapacity, Ctx, Device, Element, Float, Slice, SliceMut};
+use crate::device::{BatchCapacity, Ctx, Device, Float, slice, slice_mut};
 use crate::model::batch::Batch;
 use crate::model::config::ModelShape;
 use crate::ops::attention::Attention;
@@ -151,7 +151,7 @@ fn try_attention(device: &Cuda, head_dim: usize) -> Result<[Vec<f32>; 3]> {
             .map(|_| bf16::from_f32(4.0 * values.unit() - 2.0))
             .collect();
         let mut buf = device.alloc(values.len())?;
-        device.upload(&ctx, all_mut(&mut buf), &values)?;
+        device.upload(&ctx, slice_mut(&mut buf, values.len()), &values)?;
         Ok(buf)
     };
     let (q, qk_width) = (shape.q_width(), shape.q_width() + shape.kv_width());
@@ -164,40 +164,27 @@ fn try_attention(device: &Cuda, head_dim: usize) -> Result<[Vec<f32>; 3]> {
         &ctx,
         &loaded,
         &shape,
-        all(&qk),
-        all(&qkv),
-        all_mut(&mut out),
-        all_mut(&mut lse),
+        slice(&qk, qk.len()),
+        slice(&qkv, qkv.len()),
+        slice_mut(&mut out, rows * q),
+        slice_mut(&mut lse, rows * shape.num_heads),
     )?;
     device.attention_backward(
         &ctx,
         &loaded,
         &shape,
-        all(&qk),
-        all(&qkv),
-        all(&out),
-        all(&lse),
-        all(&d_out),
-        all_mut(&mut d_qk),
-        all_mut(&mut d_qkv),
+        slice(&qk, qk.len()),
+        slice(&qkv, qkv.len()),
+        slice(&out, out.len()),
+        slice(&lse, lse.len()),
+        slice(&d_out, d_out.len()),
+        slice_mut(&mut d_qk, rows * qk_width),
+        slice_mut(&mut d_qkv, rows * shape.qkv_width()),
     )?;
     let get = |buf: &CudaBuf<bf16>| -> Result<Vec<f32>> {
         let mut values = vec![bf16::ZERO; buf.len()];
-        device.download(&ctx, all(buf), &mut values)?;
+        device.download(&ctx, slice(buf, buf.len()), &mut values)?;
         Ok(values.into_iter().map(Float::to_f32).collect())
     };
     Ok([get(&out)?, get(&d_qk)?, get(&d_qkv)?])
-}
-
-fn all<T: Element>(buf: &CudaBuf<T>) -> Slice<'_, Cuda, T> {
-    Slice {
-        buf,
-        start: 0,
-        len: buf.len(),
-    }
-}
-
-fn all_mut<T: Element>(buf: &mut CudaBuf<T>) -> SliceMut<'_, Cuda, T> {
-    let len = buf.len();
-    SliceMut { buf, start: 0, len }
 }
